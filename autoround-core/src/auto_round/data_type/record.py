@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a data type: its function and what else it can answer. Core asks; it never tests a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from auto_round.data_type.register import accepted_offers
+from auto_round.errors import ContractError
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.data_type.codes import Codes
+    from auto_round.schemes import QuantizationScheme
+
+__all__ = ["Bounds", "DataType", "FunctionDataType", "Runtime"]
+
+Bounds = tuple[float, float] | None
+"""Interval a learnt parameter is kept in, or None where it is free."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One place where files of a data type load, as data.
+
+    Attributes:
+        name: the runtime, as people call it.
+        minimum: first version that loads it.
+        format: the output format it reads.
+        devices: where it runs there.
+        limits: what it takes, field of a scheme to the values it may have; a field that is absent is free.
+        note: one sentence for whoever meets a limit: what would work instead.
+    """
+
+    name: str
+    minimum: str
+    format: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    limits: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    note: str = ""
+
+
+class DataType:
+    """One way to store a tensor in few bits.
+
+    The least a data type has is a name and `quant_tensor`. Everything else has a default that says "I cannot".
+
+    Attributes:
+        name: the registered name, a wire format: once published, its bits never change.
+        summary: one line for listings.
+        tuned: the parameters worth learning, by name (of `v`, `min_scale`, `max_scale`), with their bounds.
+        runtimes: where its files load.
+    """
+
+    name: str
+    summary: str = ""
+    tuned: Mapping[str, Bounds] = {"v": None, "min_scale": (0.0, 1.0), "max_scale": (0.0, 1.0)}
+    runtimes: tuple[Runtime, ...] = ()
+    encodes: ClassVar[bool] = False
+    """Whether `encode` and `decode` exist, so that formats other than `fake` can hold it."""
+    searches: ClassVar[bool] = False
+    """Whether `search` exists."""
+
+    def quant_tensor(self, tensor: torch.Tensor, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
+        """Quantize and dequantize, differentiable in `v`, `min_scale` and `max_scale`; see `register_dtype`.
+
+        Subclasses name the offers they take, so that a misspelt one is found when the plugin is loaded.
+        """
+        raise NotImplementedError
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """The keywords `quant_tensor` takes."""
+        return accepted_offers(self.quant_tensor)
+
+    def supports(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
+        """Why a weight of this shape (out_features, in_features) cannot be stored under this scheme, or None."""
+        return None
+
+    def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
+        """What must be observed over calibration: a subset of {"imatrix"}."""
+        return frozenset()
+
+    def search(
+        self, weight: torch.Tensor, scheme: QuantizationScheme, *, imatrix: torch.Tensor | None, scale_dtype: torch.dtype
+    ) -> Mapping[str, torch.Tensor]:
+        """Find a better start than a group's minimum and maximum.
+
+        Args:
+            weight: [out_features, in_features].
+            scheme: the layer's scheme.
+            imatrix: importance of each input channel, float32 [in_features], or None for equal importance.
+            scale_dtype: dtype in which the format keeps scales; what is found is found with that rounding.
+
+        Returns:
+            offers to hand to `quant_tensor` and `encode` from then on, e.g. {"init_scale": [groups, 1]}. Never worse
+            than without them, measured by the importance-weighted squared error.
+        """
+        return {}
+
+    def encode(self, weight: torch.Tensor, scheme: QuantizationScheme, **offers: Any) -> Codes:
+        """The stored form of a weight [out_features, in_features], under the same offers as `quant_tensor`.
+
+        `decode(encode(w, ...))` equals the first result of `quant_tensor(w, ...)` bit for bit.
+        """
+        raise ContractError(f"data type {self.name} has no stored form (no encode): only format fake can write it.")
+
+    def decode(self, codes: Codes) -> torch.Tensor:
+        """The weight [out_features, in_features] in `codes.dtype` that the codes stand for."""
+        raise ContractError(f"data type {self.name} has no stored form (no decode).")
+
+    def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
+        """Bits a weight of this shape costs on average, scales and zero points included."""
+        return float(scheme.bits)
+
+    def describe(self) -> Mapping[str, Any]:
+        """The spec card: grid, layout, scale format."""
+        return {"name": self.name, "summary": self.summary or (self.__doc__ or "").strip()}
+
+
+class FunctionDataType(DataType):
+    """A data type that is one decorated function."""
+
+    def __init__(self, name: str, function: Callable[..., Any], offers: frozenset[str]) -> None:
+        self.name = name
+        self.summary = next(iter((function.__doc__ or "").strip().splitlines()), "")
+        self.tuned = {p: bounds for p, bounds in DataType.tuned.items() if p in offers}
+        self._function = function
+        self._offers = offers
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return self._offers
+
+    def quant_tensor(self, tensor: torch.Tensor, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
+        result: tuple[torch.Tensor, Any, Any] = self._function(tensor, **offers)
+        return result

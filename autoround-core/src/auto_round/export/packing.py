@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packing: how the codes of one data type lie on disk inside a container that belongs to somebody else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.data_type import Codes
+    from auto_round.schemes import QuantizationScheme
+
+__all__ = ["Packing", "TensorLayout"]
+
+TensorLayout = tuple[tuple[int, ...], "torch.dtype"]
+"""Shape and dtype of one stored tensor."""
+
+
+class Packing(ABC):
+    """Codes to stored tensors and back, exactly.
+
+    Attributes:
+        name: what files record, e.g. as `packing_format`; a wire format, its bytes never change.
+        format: name of the container.
+        aliases: other names under which existing files record the same bytes.
+    """
+
+    name: str
+    format: str
+    aliases: tuple[str, ...] = ()
+
+    @abstractmethod
+    def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
+        """Why a weight (out_features, in_features) of this data type cannot be stored so, or None if it can.
+
+        Args:
+            data_type: registered name of the layer's data type.
+        """
+
+    def scale_dtype(self, weight_dtype: torch.dtype) -> torch.dtype | None:
+        """The dtype scales are stored in for a weight of that dtype; None where the data type alone decides."""
+        return None
+
+    @abstractmethod
+    def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
+        """What `pack` returns, described: tensor name (below the layer's own) to shape and dtype."""
+
+    @abstractmethod
+    def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
+        """Tensors to store, by name below the layer's own."""
+
+    @abstractmethod
+    def unpack(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        data_type: str,
+        scheme: QuantizationScheme,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Codes:
+        """The codes `pack` was given; `dtype` becomes that of the decoded weight."""
