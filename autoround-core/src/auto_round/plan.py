@@ -3,16 +3,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from auto_round.errors import PlanError, SchemeError
+from auto_round.schemes import QuantizationScheme
+from auto_round.selectors import select_all
 
 if TYPE_CHECKING:
     import torch
 
     from auto_round.data_type import DataType
-    from auto_round.schemes import QuantizationScheme
+    from auto_round.export import OutputFormat
+    from auto_round.model.opened import OpenModel
+    from auto_round.model.structure import LinearInfo
+    from auto_round.plugins import Registry
 
-__all__ = ["LayerSpec", "Plan"]
+__all__ = ["LayerConfig", "LayerSpec", "Plan", "choose_scheme", "make_plan"]
+
+LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
+"""Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class LayerSpec:
         transposed: whether the module keeps its weight as [in_features, out_features].
         scheme: how it is quantized, every field filled in.
         data_type: the data type that does it, None if the layer is left alone.
+        scale_dtype: dtype in which its scales are stored; the same from the search to the file.
         reason: why it is left alone, "" if it is not.
     """
 
@@ -37,12 +50,25 @@ class LayerSpec:
     transposed: bool
     scheme: QuantizationScheme
     data_type: DataType | None = field(default=None, compare=False)
+    scale_dtype: torch.dtype | None = None
     reason: str = ""
 
     @property
     def quantized(self) -> bool:
         """Whether the weight changes."""
         return self.data_type is not None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight of this layer costs, scales included."""
+        if self.data_type is None:
+            return self.dtype.itemsize * 8.0
+        return self.data_type.bits_per_weight(self.scheme, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the weight will take."""
+        return round(self.bits_per_weight * self.shape[0] * self.shape[1] / 8)
 
 
 @dataclass(frozen=True)
@@ -73,3 +99,134 @@ class Plan:
     def quantized(self) -> tuple[LayerSpec, ...]:
         """The layers whose weights change."""
         return tuple(layer for layer in self.layers if layer.quantized)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes the model will take."""
+        saved = sum(layer.shape[0] * layer.shape[1] * layer.dtype.itemsize - layer.nbytes for layer in self.quantized)
+        return self.model_bytes - saved
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average bits of a quantized weight, scales included."""
+        count = sum(layer.shape[0] * layer.shape[1] for layer in self.quantized)
+        return 8 * sum(layer.nbytes for layer in self.quantized) / count if count else 0.0
+
+
+def choose_scheme(
+    registry: Registry, scheme: str | QuantizationScheme | None, overrides: Mapping[str, Any]
+) -> tuple[str, QuantizationScheme]:
+    """The scheme a user means by a name, some fields, or both; and what to call it.
+
+    Raises:
+        UnknownNameError: no plugin offers a scheme of that name.
+        UnknownOptionError: an override that is no field of a scheme.
+        SchemeError: a value that means nothing.
+    """
+    from auto_round.schemes import default_scheme_name
+
+    if scheme is None and "data_type" in overrides:
+        chosen, name = QuantizationScheme(), ""
+    elif scheme is None or isinstance(scheme, str):
+        name = scheme or default_scheme_name()
+        chosen = registry.scheme(name)
+    elif isinstance(scheme, QuantizationScheme):
+        chosen, name = scheme, ""
+    else:
+        raise SchemeError(f"scheme must be a name or a QuantizationScheme, not {type(scheme).__name__}.")
+    changed = chosen.replace(**overrides)
+    told = ", ".join(f"{key}={value}" for key, value in overrides.items())
+    return " ".join(part for part in (name, f"({told})" if told else "") if part) or str(changed.data_type), changed
+
+
+def make_plan(
+    model: OpenModel,
+    scheme: QuantizationScheme,
+    registry: Registry,
+    *,
+    scheme_name: str = "",
+    layer_config: LayerConfig | None = None,
+    formats: Sequence[OutputFormat] = (),
+) -> Plan:
+    """Decide for every linear layer what happens to it; the model may be a skeleton.
+
+    Raises:
+        PlanError: everything that stands against it: keys that match nothing, schemes a format cannot hold.
+        UnknownNameError: a data type or scheme that no plugin offers.
+    """
+    linears = model.structure.linears
+    overrides = select_all(layer_config or {}, [info.name for info in linears])
+    layers = [_plan_layer(model, info, scheme, overrides[info.name], registry) for info in linears]
+    refused: dict[str, list[str]] = {}
+    layers = [_with_format(layer, formats, refused) for layer in layers]
+    plan = Plan(
+        model=model.name,
+        architecture=model.architecture,
+        scheme_name=scheme_name or scheme.data_type,
+        scheme=scheme.resolved(),
+        layers=tuple(layers),
+        blocks=model.structure.blocks,
+        model_bytes=model.model_bytes,
+    )
+    problems = [f"{_and_more(names)}: {reason}" for reason, names in refused.items()]
+    for output_format in formats:
+        problems += output_format.refuses_plan(plan)
+    if problems:
+        raise PlanError(problems)
+    return plan
+
+
+def _plan_layer(
+    model: OpenModel,
+    info: LinearInfo,
+    scheme: QuantizationScheme,
+    overrides: Iterable[str | QuantizationScheme | Mapping[str, Any]],
+    registry: Registry,
+) -> LayerSpec:
+    overrides = list(overrides)
+    for change in overrides:
+        if isinstance(change, str):
+            scheme = registry.scheme(change)
+        elif isinstance(change, QuantizationScheme):
+            scheme = change
+        else:
+            scheme = scheme.replace(**change)
+    spec = LayerSpec(
+        info.name, info.shape, model.stored_dtype(info.name), info.block, info.transposed, scheme.resolved()
+    )
+    if not scheme.quantizes_weights:
+        return dataclasses.replace(spec, reason="left at full precision on request")
+    if info.tied and overrides:
+        raise PlanError([f"{info.name} shares its weight with the input embedding, so it cannot be quantized alone."])
+    if info.block is None and not overrides:
+        where = "tied to the input embedding" if info.tied else "outside the blocks"
+        return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
+    data_type = registry.data_type_for(scheme)
+    reason = data_type.supports(scheme, info.shape)
+    if reason:
+        return dataclasses.replace(spec, reason=reason)
+    return dataclasses.replace(spec, data_type=data_type)
+
+
+def _with_format(layer: LayerSpec, formats: Sequence[OutputFormat], refused: dict[str, list[str]]) -> LayerSpec:
+    """Fix the dtype of the layer's scales to what the formats store, and collect what they refuse, by reason."""
+    if not layer.quantized:
+        return layer
+    wanted: dict[torch.dtype, str] = {}
+    for output_format in formats:
+        refusal = output_format.refuses(layer)
+        if refusal:
+            refused.setdefault(f"format {output_format.name} cannot hold it: {refusal}", []).append(layer.name)
+            continue
+        dtype = output_format.scale_dtype(layer)
+        if dtype is not None:
+            wanted.setdefault(dtype, output_format.name)
+    if len(wanted) > 1:
+        told = " and ".join(f"{name} stores scales as {dtype}" for dtype, name in wanted.items())
+        reason = f"{told}; one tuning cannot serve both, so run them one after the other."
+        refused.setdefault(reason, []).append(layer.name)
+    return dataclasses.replace(layer, scale_dtype=next(iter(wanted), None))
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

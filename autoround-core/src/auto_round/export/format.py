@@ -4,33 +4,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-    from auto_round.data_type import Codes
     from auto_round.model.opened import OpenModel
     from auto_round.plan import LayerSpec, Plan
+    from auto_round.plugins import Registry
+    from auto_round.tuning.result import LayerResult
 
-__all__ = ["Exporter", "LayerResult", "OutputFormat"]
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """A finished layer.
-
-    Attributes:
-        layer: what was planned for it.
-        codes: its stored form, or None for a data type that has none.
-        weight: what the codes decode to, [out_features, in_features] in the weight's dtype.
-    """
-
-    layer: LayerSpec
-    codes: Codes | None
-    weight: torch.Tensor
+__all__ = ["Exporter", "OutputFormat"]
 
 
 class Exporter(Protocol):
@@ -49,10 +34,20 @@ class OutputFormat(ABC):
     Attributes:
         name: what `--format` takes.
         summary: one line for listings.
+        registry: the plugins it may ask for packings; set by the registry that loads the format, None means the
+            process-wide one.
     """
 
     name: str
     summary: str = ""
+    registry: Registry | None = None
+
+    @property
+    def plugins(self) -> Registry:
+        """The plugins to ask."""
+        from auto_round.plugins import default_registry
+
+        return self.registry or default_registry()
 
     def refuses(self, layer: LayerSpec) -> str | None:
         """Why this format cannot hold a layer that is planned to be quantized, or None; asked before any work."""

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AutoRound: plan, run, export. The façade over the rooms below; it does nothing itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from auto_round.calibration import CalibrationTokens, load_calibration
+from auto_round.errors import CalibrationError, OutputError, PlanError, SchemeError, UnknownOptionError
+from auto_round.export.output import check_output, staged_output
+from auto_round.model.opened import OpenModel, open_model, open_skeleton, wrap_model
+from auto_round.names import did_you_mean, normalise
+from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
+from auto_round.plugins import Registry, default_registry
+from auto_round.run.memory import peak_memory
+from auto_round.run.progress import SilentProgress, default_progress
+from auto_round.schemes import QuantizationScheme
+from auto_round.tuning.engine import needs_calibration, quantize_blocks
+from auto_round.tuning.options import TuningOptions
+from auto_round.tuning.result import BlockResult, LayerResult
+
+if TYPE_CHECKING:
+    from auto_round.export.format import OutputFormat
+
+__all__ = ["AutoRound", "RunReport"]
+
+DEFAULT_SEQLEN = 2048
+DEFAULT_FORMAT = "auto_round"
+_TUNING = frozenset(f.name for f in dataclasses.fields(TuningOptions))
+_SCHEME = frozenset(f.name for f in dataclasses.fields(QuantizationScheme))
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run took.
+
+    Attributes:
+        seconds: from opening the model to the last byte.
+        peak_memory: largest resident set of the process, in bytes, None where the system does not tell.
+        blocks: losses and times of every block; the codes are not kept here.
+    """
+
+    seconds: float
+    peak_memory: int | None
+    blocks: tuple[BlockResult, ...]
+
+
+class AutoRound:
+    """Quantizes one causal language model.
+
+    Args:
+        model: a directory, a hub id, or a model object, which is then changed in place.
+        tokenizer: needed for a model object when calibration data is text; a directory brings its own.
+        scheme: name of a scheme or a `QuantizationScheme`; any of its fields may be given as keyword and wins.
+        layer_config: layers to treat differently, see `auto_round.selectors` for what a key means.
+        dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
+        nsamples, seqlen: how much of it; `seqlen` defaults to 2048 or what the model can take, if that is less.
+        pack: join short texts to full samples instead of padding them.
+        disable_opt_rtn: with `iters=0`, plain rounding instead of a searched scale.
+        device_map: where blocks are computed: "cpu", "cuda", "cuda:1", 1 or "auto" (a GPU if there is one).
+        trust_remote_code: allow code that comes with the model to run.
+        registry: plugins to use instead of the process-wide ones.
+        verbose: show progress on standard error.
+        options: fields of `TuningOptions` (iters, lr, batch_size, seed, ...) and of `QuantizationScheme` (bits,
+            group_size, sym, data_type, ...).
+
+    Raises:
+        UnknownOptionError: an option that does not exist.
+        UnknownNameError: a scheme or data type no installed plugin offers.
+        ModelError: the model object cannot be quantized; a path is looked at when work begins.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        tokenizer: Any = None,
+        *,
+        scheme: str | QuantizationScheme | None = None,
+        layer_config: LayerConfig | None = None,
+        dataset: Any = None,
+        nsamples: int = 128,
+        seqlen: int | None = None,
+        pack: bool = False,
+        disable_opt_rtn: bool = False,
+        device_map: str | int | torch.device | None = None,
+        trust_remote_code: bool = False,
+        registry: Registry | None = None,
+        verbose: bool = True,
+        **options: Any,
+    ) -> None:
+        tuning = {name: options.pop(name) for name in list(options) if name in _TUNING}
+        fields = {name: options.pop(name) for name in list(options) if name in _SCHEME}
+        if options:
+            name = next(iter(options))
+            known = {*_TUNING, *_SCHEME, *AutoRound.__init__.__annotations__}
+            raise UnknownOptionError(f"AutoRound has no option {name!r}{did_you_mean(name, known)}")
+        if disable_opt_rtn:
+            tuning.setdefault("search", False)
+        self.registry = registry or default_registry()
+        self.scheme_name, self.scheme = choose_scheme(self.registry, scheme, fields)
+        self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded
+        self.options = TuningOptions(**tuning)
+        self.layer_config = layer_config or {}
+        self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
+        self.device = _device(device_map)
+        self.trust_remote_code = trust_remote_code
+        self.verbose = verbose
+        self.report: RunReport | None = None
+        self._seqlen = seqlen
+        self._given_tokenizer = tokenizer
+        self._source = model
+        self._open: OpenModel | None = wrap_model(model, tokenizer) if isinstance(model, nn.Module) else None
+        self._plan: Plan | None = None
+        self._results: dict[str, LayerResult] = {}
+
+    # What there is to see
+
+    @property
+    def model(self) -> Any:
+        """The model's modules; loads them if they are not loaded yet."""
+        return self._opened().model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; loads the model if it is not loaded yet."""
+        return self._opened().require_tokenizer()
+
+    def plan(self, format: str | Sequence[str] | None = None) -> Plan:
+        """What will be done to every layer, found without reading a weight.
+
+        Args:
+            format: output formats to plan for, a name, several joined by commas, or a list.
+
+        Raises:
+            PlanError: everything that stands against it.
+        """
+        skeleton = self._open or open_skeleton(self._source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)
+        return self._make_plan(skeleton, self._formats(format))
+
+    # What there is to do
+
+    def quantize(self) -> tuple[Any, dict[str, dict[str, Any]]]:
+        """Quantize in memory.
+
+        Returns:
+            the model, whose weights are now what the codes stand for, and for each linear layer the fields of the
+            scheme it was quantized under.
+        """
+        for _ in self._run([], []):
+            pass
+        assert self._plan is not None
+        return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
+
+    def save_quantized(self, output_dir: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT_FORMAT) -> list[str]:
+        """Write what `quantize` made.
+
+        Returns:
+            the directories written, one per format.
+
+        Raises:
+            OutputError: nothing is quantized yet, or the directory cannot be used.
+            PlanError: the format cannot hold it.
+        """
+        if self._plan is None or not self._results:
+            raise OutputError("nothing is quantized yet: call quantize() first, or quantize_and_save().")
+        formats = self._formats(format)
+        wanted = self._make_plan(self._opened(), formats)
+        for layer in wanted.quantized:
+            used = self._results[layer.name].layer.scale_dtype or torch.float16
+            if layer.scale_dtype not in (None, used):
+                raise PlanError(
+                    [f"{layer.name} was quantized with scales in {used}, and format {format} stores {layer.scale_dtype}: "
+                     "call quantize_and_save with this format instead."]
+                )
+        folders = _folders(Path(output_dir), formats)
+        with ExitStack() as stack:
+            for output_format, folder in zip(formats, folders, strict=True):
+                check_output(folder, wanted.output_bytes)
+                exporter = output_format.start(wanted, self._opened(), stack.enter_context(staged_output(folder)))
+                for result in self._results.values():
+                    exporter.add(result)
+                exporter.finish()
+        return [str(folder) for folder in folders]
+
+    def quantize_and_save(
+        self, output_dir: str | os.PathLike[str] = "tmp_autoround", format: str | Sequence[str] = DEFAULT_FORMAT
+    ) -> tuple[Any, list[str]]:
+        """Quantize and write each block as soon as it is done.
+
+        Returns:
+            the model and the directories written, one per format.
+
+        Raises:
+            AutoRoundError: of the kind that says what went wrong; no output directory is left then.
+        """
+        formats = self._formats(format)
+        folders = _folders(Path(output_dir), formats)
+        for _ in self._run(formats, folders):
+            pass
+        return self.model, [str(folder) for folder in folders]
+
+    # How
+
+    def _run(self, formats: list[OutputFormat], folders: list[Path]) -> Iterator[BlockResult]:
+        began = time.monotonic()
+        plan = self.plan([f.name for f in formats]) if self._open is None else self._make_plan(self._open, formats)
+        if not plan.quantized:
+            reasons = sorted({layer.reason for layer in plan.layers})
+            raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
+        for folder in folders:
+            check_output(folder, plan.output_bytes)
+        tokens = self._calibration() if needs_calibration(plan, self.options) else None
+        model = self._opened()
+        self._plan, self._results = plan, {}
+        blocks = []
+        progress = default_progress() if self.verbose else SilentProgress()
+        try:
+            with ExitStack() as stack:
+                exporters = [
+                    output_format.start(plan, model, stack.enter_context(staged_output(folder)))
+                    for output_format, folder in zip(formats, folders, strict=True)
+                ]
+                for block in quantize_blocks(model, plan, self.options, tokens, self.device, progress):
+                    for result in block.layers:
+                        for exporter in exporters:
+                            exporter.add(result)
+                        if not exporters:
+                            self._results[result.layer.name] = result
+                    blocks.append(dataclasses.replace(block, layers=()))
+                    yield block
+                for exporter in exporters:
+                    exporter.finish()
+        finally:
+            progress.close()
+        self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks))
+
+    def _opened(self) -> OpenModel:
+        if self._open is None:
+            assert not isinstance(self._source, nn.Module)
+            self._open = open_model(self._source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)
+        return self._open
+
+    def _make_plan(self, model: OpenModel, formats: Sequence[OutputFormat]) -> Plan:
+        return make_plan(
+            model,
+            self.scheme,
+            self.registry,
+            scheme_name=self.scheme_name,
+            layer_config=self.layer_config,
+            formats=formats,
+        )
+
+    def _formats(self, format: str | Sequence[str] | None) -> list[OutputFormat]:
+        names = [part.strip() for part in format.split(",")] if isinstance(format, str) else list(format or ())
+        if len({normalise(n) for n in names}) != len(names):
+            raise SchemeError(f"format {format!r} names one format twice.")
+        return [self.registry.output_format(name) for name in names]
+
+    def _calibration(self) -> CalibrationTokens:
+        skeleton = self._open or open_skeleton(self._source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)  # type: ignore[arg-type]
+        longest = getattr(skeleton.model.config, "max_position_embeddings", None)
+        if self._seqlen is not None and longest and self._seqlen > longest:
+            raise CalibrationError(f"seqlen={self._seqlen} is longer than the {longest} positions the model knows.")
+        seqlen = self._seqlen or min(DEFAULT_SEQLEN, longest or DEFAULT_SEQLEN)
+        tokenizer = skeleton.require_tokenizer() if _may_be_text(self.dataset) else self._given_tokenizer
+        return load_calibration(self.dataset, tokenizer, nsamples=self.nsamples, seqlen=seqlen, pack=self.pack)
+
+
+def _may_be_text(dataset: Any) -> bool:
+    if dataset is None or isinstance(dataset, str | os.PathLike):
+        return True
+    return isinstance(dataset, list | tuple) and any(isinstance(item, str) for item in dataset)
+
+
+def _folders(output_dir: Path, formats: Sequence[OutputFormat]) -> list[Path]:
+    """The directory itself for one format, a directory per format below it for several."""
+    if len(formats) == 1:
+        return [output_dir]
+    return [output_dir / f.name.replace(":", "-") for f in formats]
+
+
+def _device(device_map: str | int | torch.device | None) -> torch.device:
+    if device_map is None or device_map == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)
+    except (RuntimeError, TypeError) as error:
+        raise UnknownOptionError(f"device_map={device_map!r} names no device: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnknownOptionError(f"device_map={device_map!r}: this machine has no CUDA device.")
+    return device
+
+

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of the road: samples of token ids, padded on the right, and which of the ids are real."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from auto_round.errors import CalibrationError
+
+__all__ = ["CalibrationTokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationTokens:
+    """What calibration runs on.
+
+    Attributes:
+        input_ids: token ids, int64 [samples, seqlen].
+        mask: bool [samples, seqlen], True where the token is real, False where it is padding (always on the right).
+        source: one line that says where the samples came from.
+
+    Raises:
+        CalibrationError: the two tensors are not of these types and of one shape.
+    """
+
+    input_ids: torch.Tensor
+    mask: torch.Tensor
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse what the attributes above do not allow."""
+        ids, mask = self.input_ids, self.mask
+        if ids.dtype != torch.int64 or mask.dtype != torch.bool or ids.ndim != 2 or ids.shape != mask.shape:
+            raise CalibrationError(
+                "calibration tokens are int64 ids and a bool mask, both [samples, seqlen], "
+                f"not {ids.dtype} {tuple(ids.shape)} and {mask.dtype} {tuple(mask.shape)}."
+            )
+
+    @classmethod
+    def from_samples(cls, samples: Sequence[torch.Tensor], *, pad_id: int, source: str) -> CalibrationTokens:
+        """Pad samples on the right to the longest of them.
+
+        Args:
+            samples: at least one tensor of token ids, each int64 [length].
+            pad_id: the id that fills the rest of a row; the mask is False there.
+            source: see the class.
+        """
+        longest = max(len(sample) for sample in samples)
+        input_ids = torch.full((len(samples), longest), pad_id, dtype=torch.int64)
+        mask = torch.zeros((len(samples), longest), dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            input_ids[row, : len(sample)] = sample
+            mask[row, : len(sample)] = True
+        return cls(input_ids, mask, source)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.input_ids.shape[0]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of shape, ids and mask, in hexadecimal; the same on every machine, whatever `source` says."""
+        digest = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
+        # Stated byte order: a run may be resumed on another machine.
+        digest.update(self.input_ids.cpu().contiguous().numpy().astype("<i8").tobytes())
+        digest.update(self.mask.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

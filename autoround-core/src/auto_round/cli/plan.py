@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`auto-round plan`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from auto_round.cli.model_options import model_and_scheme, read_model, read_scheme
+
+if TYPE_CHECKING:
+    from auto_round.plan import LayerSpec, Plan
+
+__all__ = ["plan"]
+
+
+@click.command(short_help="Show what quantizing a model would do.")
+@model_and_scheme
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def plan(**options: Any) -> None:
+    """Show, layer by layer, what would be done to MODEL, from its config and the headers of its files alone."""
+    from auto_round.autoround import AutoRound
+
+    model, scheme = read_model(options), read_scheme(options)
+    output_format, as_json = options.pop("format_"), options.pop("as_json")
+    made = AutoRound(model, **scheme, **options).plan(output_format)
+    if as_json:
+        click.echo(json.dumps(_plain(made), indent=2))
+    else:
+        _print(made)
+
+
+def _plain(made: Plan) -> dict[str, Any]:
+    return {
+        "model": made.model,
+        "architecture": made.architecture,
+        "scheme": made.scheme_name,
+        "blocks": list(made.blocks),
+        "model_bytes": made.model_bytes,
+        "output_bytes": made.output_bytes,
+        "bits_per_weight": made.bits_per_weight,
+        "layers": [_plain_layer(layer) for layer in made.layers],
+    }
+
+
+def _plain_layer(layer: LayerSpec) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "shape": list(layer.shape),
+        "data_type": layer.data_type.name if layer.data_type else None,
+        "scheme": layer.scheme.to_dict() if layer.quantized else None,
+        "bits_per_weight": layer.bits_per_weight,
+        "bytes": layer.nbytes,
+        "reason": layer.reason,
+    }
+
+
+def _print(made: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "layer", "shape", "data type", "bits", "group", "bytes", "bits/weight", "why not", box=None, pad_edge=False
+    )
+    for layer in made.layers:
+        scheme = layer.scheme
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            layer.data_type.name if layer.data_type else "-",
+            str(scheme.bits) if layer.quantized else "-",
+            str(scheme.group_size) if layer.quantized else "-",
+            f"{layer.nbytes:,}",
+            f"{layer.bits_per_weight:.3f}",
+            layer.reason,
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table, highlight=False)
+    console.print(
+        f"{made.architecture}, {made.scheme_name}: {len(made.quantized)} of {len(made.layers)} linear layers in "
+        f"{len(made.blocks)} blocks, {made.bits_per_weight:.3f} bits per quantized weight, "
+        f"{made.model_bytes:,} -> {made.output_bytes:,} bytes",
+        highlight=False,
+    )

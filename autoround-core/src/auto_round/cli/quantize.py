@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`auto-round quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from auto_round.cli.model_options import model_and_scheme, read_model, read_scheme
+
+__all__ = ["quantize"]
+
+
+@click.command(short_help="Quantize a model and write a checkpoint.")
+@model_and_scheme
+@click.option("--output", "--output-dir", "output", required=True, help="Directory to write; absent or empty.")
+@click.option("--dataset", help="Calibration data: a text, JSON, JSONL or parquet file, or a hub data set id.")
+@click.option("--nsamples", type=int, default=128, show_default=True, help="Calibration samples.")
+@click.option("--seqlen", type=int, help="Tokens per sample.  [default: 2048, or what the model can take]")
+@click.option("--pack", is_flag=True, help="Join short texts to full samples.")
+@click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
+@click.option("--gradient-accumulate-steps", type=int, default=1, show_default=True, help="Passes per step.")
+@click.option("--lr", type=float, help="Step size.  [default: 1/iters]")
+@click.option("--minmax-lr", type=float, help="Step size of the scales.  [default: the same]")
+@click.option("--disable-minmax-tuning", is_flag=True, help="Learn the rounding only, not the scales.")
+@click.option("--disable-quanted-input", is_flag=True, help="Feed every block the original model's activations.")
+@click.option("--disable-opt-rtn", is_flag=True, help="With --iters 0: plain rounding, no search for scales.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Order of the samples.")
+@click.option("--device-map", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if there is one]")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def quantize(**options: Any) -> None:
+    """Quantize MODEL and write a checkpoint that loads elsewhere.
+
+    \b
+    auto-round quantize ./Llama-3.1-8B --scheme W4A16 --output ./Llama-3.1-8B-W4A16
+    """
+    from auto_round.autoround import AutoRound
+
+    model = read_model(options)
+    scheme = read_scheme(options)
+    output, output_format = options.pop("output"), options.pop("format_")
+    quiet = options.pop("quiet")
+    tuning = {
+        "enable_minmax_tuning": not options.pop("disable_minmax_tuning"),
+        "enable_quanted_input": not options.pop("disable_quanted_input"),
+    }
+    job = AutoRound(model, verbose=not quiet, **scheme, **tuning, **options)
+    _, folders = job.quantize_and_save(output, output_format)
+    assert job.report is not None
+    plan = job.plan(output_format)
+    peak = job.report.peak_memory
+    click.echo(
+        f"{plan.scheme_name}: {len(plan.quantized)} of {len(plan.layers)} linear layers, "
+        f"{plan.bits_per_weight:.2f} bits per quantized weight, "
+        f"{_size(plan.model_bytes)} -> {_size(plan.output_bytes)}, "
+        f"{job.report.seconds:.1f} s" + (f", peak memory {_size(peak)}" if peak else "")
+    )
+    for folder in folders:
+        click.echo(f"written: {Path(folder)}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every Hugging Face checkpoint has in common: shards, config.json, the tokenizer's files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auto_round.export.format import Exporter, OutputFormat
+from auto_round.export.shards import ShardWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.model.opened import OpenModel
+    from auto_round.plan import Plan
+    from auto_round.tuning.result import LayerResult
+
+__all__ = ["CheckpointFormat"]
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
+
+
+class CheckpointFormat(OutputFormat):
+    """A format that is a directory transformers can read."""
+
+    @abstractmethod
+    def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
+        """The tensors of one finished layer, by name below the layer's own."""
+
+    @abstractmethod
+    def quantization_config(self, plan: Plan) -> dict[str, Any] | None:
+        """The entry of config.json, or None for a checkpoint that is not quantized any more."""
+
+    def start(self, plan: Plan, model: OpenModel, directory: Path) -> Exporter:
+        return _CheckpointExporter(self, plan, model, directory)
+
+
+class _CheckpointExporter:
+    def __init__(self, output_format: CheckpointFormat, plan: Plan, model: OpenModel, directory: Path) -> None:
+        self._format, self._plan, self._model, self._directory = output_format, plan, model, directory
+        self._shards = ShardWriter(directory)
+
+    def add(self, result: LayerResult) -> None:
+        for name, tensor in self._format.pack(result).items():
+            self._shards.add(f"{result.layer.name}.{name}", tensor)
+
+    def finish(self) -> None:
+        for name, tensor in self._model.other_tensors({layer.name for layer in self._plan.quantized}):
+            self._shards.add(name, tensor)
+        self._shards.close()
+        self._write_config()
+        self._write_other_files()
+
+    def _write_config(self) -> None:
+        source = self._model.directory
+        if source is not None:
+            config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        else:
+            config = self._model.model.config.to_dict()
+            config.setdefault("architectures", [self._model.architecture])
+        quantization = self._format.quantization_config(self._plan)
+        if quantization is not None:
+            config["quantization_config"] = quantization
+        (self._directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _write_other_files(self) -> None:
+        """Tokenizer, chat template, generation settings: with files, every file that is neither weights nor config."""
+        source = self._model.directory
+        if source is None:
+            if self._model.model.can_generate():
+                self._model.model.generation_config.save_pretrained(self._directory)
+            if self._model.tokenizer is not None:
+                self._model.tokenizer.save_pretrained(self._directory)
+            return
+        for file in sorted(source.iterdir()):
+            weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
+            if file.is_file() and not weights and file.name != "config.json" and not file.name.startswith("."):
+                shutil.copyfile(file, self._directory / file.name)

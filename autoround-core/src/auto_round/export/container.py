@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Format `auto_round`: the container every data type fits in, read by transformers and, packing by packing, by others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from auto_round.errors import ContractError
+from auto_round.export.checkpoint import CheckpointFormat
+from auto_round.export.named import NamedCodes
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.export.packing import Packing
+    from auto_round.plan import LayerSpec, Plan
+    from auto_round.tuning.result import LayerResult
+
+__all__ = ["AutoRoundFormat"]
+
+
+class AutoRoundFormat(CheckpointFormat):
+    """Picks, for each layer, the first packing that takes it, families' packings before the plain one."""
+
+    name = "auto_round"
+    summary = "the generic container; loads through transformers, and in vLLM where a packing it knows is used"
+
+    def packing(self, layer: LayerSpec) -> Packing:
+        """The packing a layer is stored with.
+
+        Raises:
+            ContractError: none takes it; `refuses` says so first.
+        """
+        assert layer.data_type is not None
+        for packing in self._candidates():
+            if packing.refuses(layer.data_type.name, layer.scheme, layer.shape) is None:
+                return packing
+        raise ContractError(f"no packing of format {self.name} takes {layer.name}.")
+
+    def _candidates(self) -> list[Packing]:
+        return [*self.plugins.packings(self.name), NamedCodes(self.plugins)]
+
+    def refuses(self, layer: LayerSpec) -> str | None:
+        assert layer.data_type is not None
+        return NamedCodes(self.plugins).refuses(layer.data_type.name, layer.scheme, layer.shape)
+
+    def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
+        return self.packing(layer).scale_dtype(layer.dtype)
+
+    def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
+        assert result.codes is not None
+        return self.packing(result.layer).pack(result.codes)
+
+    def quantization_config(self, plan: Plan) -> dict[str, Any]:
+        """The common scheme at the top, layers that differ below `extra_config`, and who made what."""
+        from auto_round import __version__
+
+        settings = {layer.name: self._settings(layer) for layer in plan.layers}
+        common = Counter(str(settings[layer.name]) for layer in plan.quantized).most_common(1)
+        top = next(s for s in settings.values() if not common or str(s) == common[0][0])
+        extra = {}
+        for layer in plan.layers:
+            if layer.quantized and settings[layer.name] != top:
+                extra[layer.name] = settings[layer.name]
+            elif not layer.quantized and layer.block is not None:
+                extra[layer.name] = {"bits": 16, "data_type": "float"}
+            elif layer.quantized and layer.block is None:
+                extra[layer.name] = settings[layer.name]
+        config = {
+            "quant_method": "auto-round",
+            **top,
+            "block_name_to_quantize": plan.blocks[0].rpartition(".")[0],
+            "autoround_version": __version__,
+            "provenance": self._provenance(plan),
+        }
+        if extra:
+            config["extra_config"] = extra
+        return config
+
+    def _settings(self, layer: LayerSpec) -> dict[str, Any]:
+        if not layer.quantized:
+            return {}
+        fields = layer.scheme.to_dict()
+        if not layer.scheme.quantizes_activations:
+            fields = {key: value for key, value in fields.items() if not key.startswith("act_")}
+        return {**fields, "packing_format": self.packing(layer).name}
+
+    def _provenance(self, plan: Plan) -> dict[str, dict[str, str]]:
+        """For each data type the distribution and version that made it, so that a loader can say what to install."""
+        found = {}
+        for layer in plan.quantized:
+            assert layer.data_type is not None
+            source = self.plugins.provenance(layer.data_type.name)
+            found[layer.data_type.name] = {"distribution": source.distribution, "version": source.version}
+        return found

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packing of data types that bring none: their code tensors as they are, under their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from auto_round.data_type import Codes
+from auto_round.export.packing import Packing, TensorLayout
+
+if TYPE_CHECKING:
+    from auto_round.plugins import Registry
+    from auto_round.schemes import QuantizationScheme
+
+__all__ = ["NamedCodes"]
+
+PREFIX = "codes_"
+"""Keeps a code tensor from the names a plain layer uses: a data type may well call one of its tensors `weight`."""
+
+
+class NamedCodes(Packing):
+    """Every data type with encode and decode fits."""
+
+    name = "auto_round:codes"
+    format = "auto_round"
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
+        if self._registry.data_type(data_type).encodes:
+            return None
+        return f"data type {data_type} has no stored form; only format fake can write it."
+
+    def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
+        data_type = self._registry.data_type_for(scheme)
+        with torch.device("cpu"):  # models are built on the meta device, where codes cannot be made
+            codes = data_type.encode(torch.zeros(shape), scheme)
+        return {PREFIX + name: (tuple(t.shape), t.dtype) for name, t in codes.tensors.items()}
+
+    def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
+        return {PREFIX + name: tensor for name, tensor in codes.tensors.items()}
+
+    def unpack(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        data_type: str,
+        scheme: QuantizationScheme,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Codes:
+        named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        return Codes(data_type, scheme, shape, dtype, named)

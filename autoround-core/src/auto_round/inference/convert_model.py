@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What transformers' AutoRound quantizer calls while it loads a checkpoint: swap in packed layers, then say so.
+
+The names `convert_hf_model`, `infer_target_device` and `post_init` are transformers' own contract.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from auto_round.errors import AutoRoundError, ModelError, PluginError
+from auto_round.inference.packed_linear import PackedLinear
+from auto_round.model.structure import LinearInfo, find_structure
+from auto_round.plugins import Registry, default_registry
+from auto_round.schemes import FULL_PRECISION_BITS, QuantizationScheme
+
+__all__ = ["convert_hf_model", "infer_target_device", "post_init"]
+
+_SCHEME_FIELDS = frozenset(QuantizationScheme.__dataclass_fields__)
+_REGEX_ONLY = re.compile(r"[\\^$()|+*?\[{]")
+
+
+def convert_hf_model(
+    model: nn.Module, target_device: str = "cpu", registry: Registry | None = None
+) -> tuple[nn.Module, list[str]]:
+    """Replace every layer the checkpoint quantizes by a `PackedLinear`; weights are filled in afterwards.
+
+    Args:
+        model: as built from its config, usually on the meta device; `model.config.quantization_config` describes it.
+        target_device: where it will run; every packing decodes on any device, so nothing depends on it yet.
+
+    Returns:
+        the model and the packings in use.
+
+    Raises:
+        PluginError: the checkpoint needs a distribution that is not installed; the message says which.
+        ModelError: the description makes no sense.
+    """
+    registry = registry or default_registry()
+    config = _as_dict(model.config.quantization_config)  # type: ignore[union-attr,arg-type]
+    used = set()
+    for info in find_structure(model).linears:
+        described = _layer_config(config, info)
+        if described is None:
+            continue
+        linear = model.get_submodule(info.name)
+        packed = _packed_linear(linear, info, described, config, registry)
+        parent, _, attribute = info.name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, packed)
+        used.add(packed.packing.name)
+    if not used:
+        raise ModelError("the checkpoint says it is quantized, but no layer of the model is described as such.")
+    return model, sorted(used)
+
+
+def infer_target_device(device_map: Any = None) -> str:
+    """The device a `device_map` of transformers means for computing: `cpu`, `cuda:0`, ...
+
+    Args:
+        device_map: None, a device, "auto" and its kin, or a mapping of module names to devices.
+    """
+    import torch
+
+    if device_map is None:
+        return "cpu"
+    if isinstance(device_map, Mapping):
+        devices = [str(d) if not isinstance(d, int) else f"cuda:{d}" for d in device_map.values()]
+        return next((d for d in devices if d not in ("cpu", "disk")), "cpu")
+    if isinstance(device_map, int):
+        return f"cuda:{device_map}"
+    if str(device_map) in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(device_map)
+
+
+def post_init(model: nn.Module, used_backends: list[str]) -> None:
+    """Called when the weights are in place. Nothing is repacked: a layer decodes when it is first used."""
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    if isinstance(config, Mapping):
+        return dict(config)
+    result: dict[str, Any] = config.to_dict()
+    return result
+
+
+def _layer_config(config: Mapping[str, Any], info: LinearInfo) -> dict[str, Any] | None:
+    """The fields that hold for a layer, or None if it is not quantized."""
+    special = _special(config.get("extra_config") or {}, info.name)
+    if special is None and not _in_quantized_blocks(config, info):
+        return None
+    merged = {**config, **(special or {})}
+    if int(merged.get("bits", FULL_PRECISION_BITS)) >= FULL_PRECISION_BITS:
+        return None
+    return merged
+
+
+def _special(extra: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    if name in extra:
+        return dict(extra[name])
+    for pattern, fields in extra.items():
+        if _REGEX_ONLY.search(pattern) and re.search(pattern, name):
+            return dict(fields)
+    return None
+
+
+def _in_quantized_blocks(config: Mapping[str, Any], info: LinearInfo) -> bool:
+    named = config.get("block_name_to_quantize") or config.get("to_quant_block_names")
+    if not named:
+        return info.block is not None
+    prefixes = named.split(",") if isinstance(named, str) else named
+    return any(info.name.startswith(prefix.strip().rstrip(".") + ".") for prefix in prefixes)
+
+
+def _packed_linear(
+    linear: nn.Module, info: LinearInfo, described: Mapping[str, Any], config: Mapping[str, Any], registry: Registry
+) -> PackedLinear:
+    scheme = QuantizationScheme.from_dict(
+        {k: v for k, v in described.items() if k in _SCHEME_FIELDS and v is not None}
+    ).resolved()
+    try:
+        data_type = registry.data_type_for(scheme)
+        packing = _packing(str(described.get("packing_format", "")), registry)
+    except AutoRoundError as error:
+        raise PluginError(_what_to_install(info.name, config, error)) from error
+    rows, cols = info.shape
+    packed = PackedLinear(cols, rows, linear.bias is not None, data_type, packing, scheme, linear.weight.dtype)  # type: ignore[arg-type]
+    return packed.to(linear.weight.device)  # type: ignore[arg-type]
+
+
+def _packing(name: str, registry: Registry) -> Any:
+    from auto_round.export.named import NamedCodes
+
+    return NamedCodes(registry) if name == NamedCodes.name else registry.packing(name)
+
+
+def _what_to_install(layer: str, config: Mapping[str, Any], error: AutoRoundError) -> str:
+    makers = {
+        f"{source['distribution']}=={source['version']}"
+        for source in (config.get("provenance") or {}).values()
+        if isinstance(source, Mapping) and {"distribution", "version"} <= set(source)
+    }
+    told = f" The checkpoint was made with {' and '.join(sorted(makers))}: pip install it." if makers else ""
+    return f"layer {layer} cannot be loaded: {error}{told}"

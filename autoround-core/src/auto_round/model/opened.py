@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that is open: its modules, its tokenizer, its files; and the same without weights, for planning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from auto_round.errors import ModelError
+from auto_round.model.source import StoredTensor, locate, read_headers
+from auto_round.model.structure import Structure, find_structure
+
+__all__ = ["OpenModel", "open_model", "open_skeleton", "wrap_model"]
+
+
+@dataclass
+class OpenModel:
+    """A model and what is known of it.
+
+    Attributes:
+        name: what the user wrote, or the name the model object carries.
+        directory: its files, None for a model object that came without.
+        model: the modules; on the meta device for a skeleton.
+        structure: its blocks and linear layers.
+        headers: its stored tensors, empty without a directory.
+        tokenizer: given or loaded when first asked for, see `require_tokenizer`.
+    """
+
+    name: str
+    directory: Path | None
+    model: Any
+    structure: Structure
+    headers: Mapping[str, StoredTensor] = field(default_factory=dict)
+    tokenizer: Any = None
+    trust_remote_code: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """Class name of the model."""
+        return type(self.model).__name__
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of all stored tensors, or of all parameters and buffers if there are no files."""
+        if self.headers:
+            return sum(stored.nbytes for stored in self.headers.values())
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
+
+    def stored_dtype(self, layer: str) -> torch.dtype:
+        """Dtype in which a layer's weight is stored."""
+        stored = self.headers.get(f"{layer}.weight")
+        if stored is not None:
+            return stored.dtype
+        weight: torch.Tensor = self.model.get_submodule(layer).weight
+        return weight.dtype
+
+    def require_tokenizer(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            ModelError: there is none, and text was given.
+        """
+        if self.tokenizer is None and self.directory is not None:
+            from transformers import AutoTokenizer
+
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(
+                    self.directory, trust_remote_code=self.trust_remote_code
+                )
+            except (OSError, ValueError, KeyError, ImportError) as error:
+                raise ModelError(
+                    f"no tokenizer could be loaded from {self.directory} ({_first_line(error)}); "
+                    "put the tokenizer files there or pass calibration data as token ids."
+                ) from error
+        if self.tokenizer is None:
+            raise ModelError("the model came without a tokenizer: pass tokenizer=..., or calibration data as token ids.")
+        return self.tokenizer
+
+    def check_finite(self) -> None:
+        """Refuse weights that are not numbers.
+
+        Raises:
+            ModelError: naming the first such tensor.
+        """
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise ModelError(f"weight {name} of {self.name} has {bad} values that are NaN or infinite.")
+
+    def other_tensors(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor that is not the weight of one of these layers, as it is stored.
+
+        With files they come from the files, so that nothing a model class ignores is lost.
+        """
+        weights = {f"{layer}.weight" for layer in layers}
+        if self.headers and weights <= set(self.headers):
+            for file in sorted({stored.file for stored in self.headers.values()}):
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118 - safe_open is not iterable
+                        if name not in weights:
+                            yield name, opened.get_tensor(name)
+            return
+        tied = _tied_names(self.model)
+        for name, tensor in self.model.state_dict().items():
+            if name not in weights and name not in tied:
+                yield name, tensor
+
+
+def open_model(
+    model: str | os.PathLike[str], *, tokenizer: Any = None, trust_remote_code: bool = False, revision: str | None = None
+) -> OpenModel:
+    """Load a model with its weights in the dtype they are stored in.
+
+    Raises:
+        ModelError: it cannot be found, read, is incomplete, or has weights that are not numbers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    skeleton = open_skeleton(model, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision)
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            skeleton.directory,
+            dtype="auto",
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{model} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{model} lacks {len(missing)} weights of {type(loaded).__name__}, {missing[0]} first.")
+    mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if mismatched:
+        raise ModelError(f"{model}: the stored shape of {mismatched[0]} is not the one its config describes.")
+    skeleton.model = loaded.eval().requires_grad_(False)
+    skeleton.check_finite()
+    return skeleton
+
+
+def open_skeleton(
+    model: str | os.PathLike[str], *, tokenizer: Any = None, trust_remote_code: bool = False, revision: str | None = None
+) -> OpenModel:
+    """Everything about a model that its config and the headers of its files tell; no weight is read.
+
+    Raises:
+        ModelError: it cannot be found or understood, or its files are damaged.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory = locate(model, revision)
+    headers = read_headers(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            bare = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(f"{directory} is no causal language model that transformers can build: {_first_line(error)}") from error
+    already = getattr(config, "quantization_config", None)
+    if already is not None:
+        method = already.get("quant_method", "unknown") if isinstance(already, dict) else already
+        raise ModelError(f"{directory} is quantized already (method {method}); start from the original model.")
+    return OpenModel(
+        os.fspath(model), directory, bare, find_structure(bare), headers, tokenizer, trust_remote_code
+    )
+
+
+def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:
+    """A model object that is already in memory. Its weights are changed in place when it is quantized.
+
+    Raises:
+        ModelError: weights on the meta device, or that are not numbers.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        raise ModelError("the model has weights on the meta device; load it, or pass its path.")
+    name = str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
+    opened = OpenModel(name, None, model.eval().requires_grad_(False), find_structure(model), tokenizer=tokenizer)
+    opened.check_finite()
+    return opened
+
+
+def _tied_names(model: nn.Module) -> set[str]:
+    """State dict names that repeat a tensor already named before."""
+    seen: dict[int, str] = {}
+    repeated = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if seen.setdefault(id(tensor), name) != name:
+            repeated.add(name)
+    return repeated
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

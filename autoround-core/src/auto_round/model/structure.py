@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a decoder that matter here, found by what they are and not by what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from auto_round.errors import ModelError
+
+__all__ = ["LinearInfo", "Structure", "find_structure"]
+
+
+@dataclass(frozen=True)
+class LinearInfo:
+    """A linear layer.
+
+    Attributes:
+        name: its module's name.
+        shape: (out_features, in_features).
+        transposed: whether its weight is kept as [in_features, out_features].
+        block: name of the block it lies in, or None.
+        tied: whether its weight is also the input embedding.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    transposed: bool
+    block: str | None
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Attributes:
+    blocks: names of the repeated blocks, in the order they run.
+    linears: every linear layer, in the order of the model.
+    """
+
+    blocks: tuple[str, ...]
+    linears: tuple[LinearInfo, ...]
+
+    @property
+    def block_list(self) -> str:
+        """Name of the module list the blocks are in."""
+        return self.blocks[0].rpartition(".")[0]
+
+
+def find_structure(model: nn.Module) -> Structure:
+    """Find the repeated blocks and the linear layers of a model; weights may be on the meta device.
+
+    The blocks are the items of the outermost module list with the most parameters.
+
+    Raises:
+        ModelError: no list of blocks with linear layers in it.
+    """
+    candidates = [(name, module) for name, module in _outermost_lists(model) if any(_linears(module))]
+    if not candidates:
+        raise ModelError(
+            f"{type(model).__name__} has no list of repeated blocks with linear layers in them, "
+            "so it is not a decoder that can be quantized block by block."
+        )
+    list_name, block_list = max(candidates, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    blocks = tuple(f"{list_name}.{index}" for index in range(len(block_list)))
+    return Structure(blocks, tuple(_describe(model, blocks)))
+
+
+def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(child, nn.ModuleList):
+            yield path, child
+        else:
+            yield from _outermost_lists(child, path)
+
+
+def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D))
+
+
+def _describe(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[LinearInfo]:
+    tied_to = _embedding_ties(model)
+    for name, module in _linears(model):
+        rows, cols = module.weight.shape
+        transposed = isinstance(module, Conv1D)
+        shape = (cols, rows) if transposed else (rows, cols)
+        block = next((b for b in blocks if name.startswith(b + ".")), None)
+        yield LinearInfo(name, shape, transposed, block, name in tied_to)
+
+
+def _embedding_ties(model: nn.Module) -> set[str]:
+    """Names of linear layers whose weight is an embedding's, whether already tied or only declared to be."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tied = {name for name, m in _linears(model) if id(m.weight) in embeddings}
+    config = getattr(model, "config", None)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None and getattr(config, "tie_word_embeddings", False):
+        tied |= {name for name, m in _linears(model) if m is head}
+    return tied

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layer while it is being quantized: its weight, what its data type is offered, what is learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
+from auto_round.plan import LayerSpec
+from auto_round.tuning.result import LayerResult
+
+__all__ = ["TunableLinear"]
+
+DEFAULT_SCALE_DTYPE = torch.float16
+
+
+class TunableLinear(nn.Module):
+    """Computes with the quantized weight, so that the loss feels it; the learnt parameters are its only parameters.
+
+    Attributes:
+        layer: what was planned.
+        weight: the original weight, [out_features, in_features], never changed.
+        learnt: `v`, `min_scale`, `max_scale` as far as the data type learns them, float32.
+    """
+
+    def __init__(
+        self, linear: nn.Module, layer: LayerSpec, compute_dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        assert layer.data_type is not None
+        weight: torch.Tensor = linear.weight.detach().to(device)
+        self.layer = layer
+        self.data_type = layer.data_type
+        self.weight = weight.T.contiguous() if layer.transposed else weight
+        self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
+        self.compute_dtype = compute_dtype
+        self.learnt = nn.ParameterDict()
+        self._accepted = self.data_type.offers
+        self._fixed = self._fixed_offers()
+
+    def _fixed_offers(self) -> dict[str, Any]:
+        scheme = self.layer.scheme
+        offers: dict[str, Any] = {"scale_dtype": self.layer.scale_dtype or DEFAULT_SCALE_DTYPE}
+        if {"tensor_min", "tensor_max"} <= self._accepted:
+            # Of the original weight, which never changes: computed once and not at every step.
+            grouped, _, _ = reshape_pad_tensor_by_group_size(self.weight, scheme.group_size)
+            dims = (-2, -1) if isinstance(scheme.group_size, tuple) else (-1,)
+            offers["tensor_min"] = grouped.amin(dims).float().clamp_(max=0)
+            offers["tensor_max"] = grouped.amax(dims).float().clamp_(min=0)
+        return {name: value for name, value in offers.items() if name in self._accepted}
+
+    def search(self, imatrix: torch.Tensor | None) -> None:
+        """Start from the data type's searched scale, if it has a search."""
+        if self.data_type.searches:
+            scale_dtype = self.layer.scale_dtype or DEFAULT_SCALE_DTYPE
+            found = self.data_type.search(self.weight, self.layer.scheme, imatrix=imatrix, scale_dtype=scale_dtype)
+            self._fixed.update(found)
+        if imatrix is not None and "imatrix" in self._accepted:
+            self._fixed["imatrix"] = imatrix
+
+    def make_learnable(self, minmax: bool) -> None:
+        """Add the parameters the data type learns, at their neutral values."""
+        shape, group_size = self.layer.shape, self.layer.scheme.group_size
+        for name in self.data_type.tuned:
+            if name == "v":
+                start = torch.zeros(group_shape(shape, group_size), device=self.weight.device)
+            elif minmax:
+                start = torch.ones(group_count(shape, group_size), device=self.weight.device)
+            else:
+                continue
+            self.learnt[name] = nn.Parameter(start)
+
+    @torch.no_grad()
+    def clamp_learnt(self) -> None:
+        """Keep the learnt parameters within their bounds."""
+        for name, parameter in self.learnt.items():
+            bounds = self.data_type.tuned[name]
+            if bounds is not None:
+                parameter.clamp_(*bounds)
+
+    def quantized_weight(self) -> torch.Tensor:
+        """The weight as it would be loaded, [out_features, in_features], differentiable in what is learnt."""
+        scheme = self.layer.scheme
+        identity: dict[str, Any] = {
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "super_bits": scheme.super_bits,
+            "super_group_size": scheme.super_group_size,
+            "data_type": self.data_type.name,
+        }
+        named = {name: value for name, value in identity.items() if name in self._accepted and value is not None}
+        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **self._fixed, **self.learnt)
+        return qdq
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.quantized_weight().to(self.compute_dtype), self.bias)
+
+    @torch.no_grad()
+    def finish(self) -> LayerResult:
+        """The layer's final codes and the weight they decode to."""
+        if self.data_type.encodes:
+            codes = self.data_type.encode(self.weight, self.layer.scheme, **self._fixed, **self._learnt_values())
+            return LayerResult(self.layer, codes, self.data_type.decode(codes))
+        return LayerResult(self.layer, None, self.quantized_weight().to(self.weight.dtype))
+
+    def _learnt_values(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach() for name, parameter in self.learnt.items()}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from auto_round.errors import UnknownOptionError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TuningOptions"]
+
+LOW_BITS_FACTOR = 2.0
+LONG_RUN = 1000
+LOW_BITS = 3
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """Defaults are the published recipe, section 4 and appendix of Cheng et al. 2023, arXiv:2309.05516.
+
+    Attributes:
+        iters: steps per block; 0 only rounds.
+        lr: step size; None means 1/iters, or 2/iters for layers of at most 3 bits in runs of 1000 steps and more.
+        minmax_lr: step size of min_scale and max_scale; None means `lr`.
+        batch_size: samples per forward pass.
+        gradient_accumulate_steps: forward and backward passes per step.
+        enable_minmax_tuning: learn the range of each group too, not only the rounding.
+        enable_quanted_input: feed each block the output of the quantized blocks before it.
+        search: whether layers start from their data type's searched scale; "auto" means only where nothing is tuned.
+        seed: decides the order of samples.
+        compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
+    """
+
+    iters: int = 200
+    lr: float | None = None
+    minmax_lr: float | None = None
+    batch_size: int = 8
+    gradient_accumulate_steps: int = 1
+    enable_minmax_tuning: bool = True
+    enable_quanted_input: bool = True
+    search: bool | Literal["auto"] = "auto"
+    seed: int = 42
+    compute_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("iters", 0), ("batch_size", 1), ("gradient_accumulate_steps", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UnknownOptionError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+        for name in ("lr", "minmax_lr"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise UnknownOptionError(f"{name} must be a positive number, not {value!r}.")
+
+    @property
+    def searches(self) -> bool:
+        """Whether layers start from a searched scale."""
+        return self.iters == 0 if self.search == "auto" else self.search
+
+    def step_size(self, bits: int) -> float:
+        """First step of `v`; it falls linearly to 0."""
+        if self.lr is not None:
+            return self.lr
+        factor = LOW_BITS_FACTOR if self.iters >= LONG_RUN and bits <= LOW_BITS else 1.0
+        return factor / self.iters
+
+    def minmax_step_size(self, bits: int) -> float:
+        """First step of `min_scale` and `max_scale`."""
+        return self.step_size(bits) if self.minmax_lr is None else self.minmax_lr

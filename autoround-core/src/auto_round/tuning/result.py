@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What leaves the tuner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.data_type import Codes
+    from auto_round.plan import LayerSpec
+
+__all__ = ["BlockResult", "LayerResult"]
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """A finished layer.
+
+    Attributes:
+        layer: what was planned for it.
+        codes: its stored form, or None for a data type that has none.
+        weight: what the codes decode to, [out_features, in_features] in the weight's dtype.
+    """
+
+    layer: LayerSpec
+    codes: Codes | None
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """A finished block.
+
+    Attributes:
+        name: the block's name; "" for layers outside the blocks.
+        layers: its finished layers.
+        loss_before, loss_after: mean squared error of its output with plain rounding and as it is now, on a fixed
+            slice of the samples; None where nothing was tuned.
+        kept_step: the step whose parameters were kept, None where nothing was tuned.
+        seconds: how long it took.
+    """
+
+    name: str
+    layers: tuple[LayerResult, ...]
+    loss_before: float | None = None
+    loss_after: float | None = None
+    kept_step: int | None = None
+    seconds: float = 0.0

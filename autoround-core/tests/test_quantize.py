@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole road with a data type that core has never heard of: model directory to a checkpoint that loads."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from auto_round import AutoRound, QuantizationScheme
+from auto_round.errors import OutputError, PlanError, UnknownOptionError
+from auto_round.inference.convert_model import convert_hf_model
+from auto_round.inference.packed_linear import PackedLinear
+
+from .conftest import make_model, make_tokenizer
+
+RUN = {"nsamples": 8, "batch_size": 4, "verbose": False}
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.state_dict().items()}
+
+
+def test_quantize_changes_the_linear_layers_of_the_blocks_and_nothing_else(model_dir, registry, tokens):
+    original = weights(AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto"))
+    job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=3, registry=registry, **RUN)
+    model, layer_config = job.quantize()
+    changed = {n for n, w in weights(model).items() if not torch.equal(w, original[n])}
+    expected = {f"{layer.name}.weight" for layer in job.plan().quantized}
+    assert changed == expected
+    assert len(expected) == 14
+    assert layer_config["model.layers.0.mlp.up_proj"]["bits"] == 4
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_tuning_lowers_the_loss_of_every_block(model_dir, registry, tokens):
+    job = AutoRound(model_dir, scheme="STEPS4", bits=3, dataset=tokens, iters=40, registry=registry, **RUN)
+    job.quantize()
+    for block in job.report.blocks:
+        assert block.loss_after < block.loss_before
+
+
+@pytest.mark.parametrize("iters", [0, 4])
+def test_what_is_loaded_is_what_was_tuned(model_dir, registry, tokens, tmp_path, iters):
+    out = tmp_path / "out"
+    job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=iters, registry=registry, **RUN)
+    tuned, folders = job.quantize_and_save(out, format="auto_round")
+    assert folders == [str(out)]
+    loaded = load(out, registry)
+    for name, module in loaded.named_modules():
+        if isinstance(module, PackedLinear):
+            assert torch.equal(module.decode(torch.bfloat16), tuned.get_submodule(name).weight), name
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+
+
+def load(directory, registry):
+    """What transformers does, with a private registry: build, convert, fill."""
+    config = json.loads((directory / "config.json").read_text())
+    model = make_model()
+    model.config.quantization_config = config["quantization_config"]
+    model, used = convert_hf_model(model, "cpu", registry)
+    assert used == ["auto_round:codes"]
+    missing, unexpected = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
+    assert not missing
+    assert not unexpected
+    return model
+
+
+def test_the_same_seed_gives_the_same_bytes(model_dir, registry, tokens, tmp_path):
+    files = []
+    for name in ("a", "b"):
+        job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=4, registry=registry, **RUN)
+        job.quantize_and_save(tmp_path / name)
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_two_formats_of_one_run(model_dir, registry, tokens, tmp_path):
+    job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=0, registry=registry, **RUN)
+    model, folders = job.quantize_and_save(tmp_path / "out", format="auto_round,fake")
+    assert folders == [str(tmp_path / "out" / "auto_round"), str(tmp_path / "out" / "fake")]
+    fake = AutoModelForCausalLM.from_pretrained(folders[1], dtype="auto")
+    for name, weight in weights(fake).items():
+        assert torch.equal(weight, model.state_dict()[name])
+
+
+def test_save_after_quantize_writes_the_same_as_both_in_one(model_dir, registry, tokens, tmp_path):
+    options = {"scheme": "STEPS4", "dataset": tokens, "iters": 2, "registry": registry, **RUN}
+    AutoRound(model_dir, **options).quantize_and_save(tmp_path / "one")
+    job = AutoRound(model_dir, **options)
+    job.quantize()
+    job.save_quantized(tmp_path / "two")
+    assert load_file(tmp_path / "one/model.safetensors").keys() == load_file(tmp_path / "two/model.safetensors").keys()
+    for name, tensor in load_file(tmp_path / "one/model.safetensors").items():
+        assert torch.equal(tensor, load_file(tmp_path / "two/model.safetensors")[name])
+
+
+def test_a_model_object_and_a_tokenizer_instead_of_a_path(registry, tmp_path):
+    texts = [" ".join(f"w{(i * 7 + j) % 250}" for j in range(20)) for i in range(8)]
+    job = AutoRound(
+        make_model(), make_tokenizer(), scheme="STEPS4", dataset=texts, seqlen=16, iters=2, registry=registry, **RUN
+    )
+    job.quantize_and_save(tmp_path / "out", format="fake")
+    assert (tmp_path / "out/tokenizer.json").is_file()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").config.hidden_size == 32
+
+
+def test_layer_config_decides_layer_by_layer(model_dir, registry, tokens):
+    job = AutoRound(
+        model_dir,
+        scheme="STEPS4",
+        layer_config={"layers.1": {"bits": 8}, "*.down_proj": {"bits": 16}, "model.layers.1.mlp.down_proj": {"bits": 2}},
+        dataset=tokens,
+        registry=registry,
+    )
+    bits = {layer.name: layer.scheme.bits for layer in job.plan().layers if layer.quantized}
+    assert bits["model.layers.0.mlp.up_proj"] == 4
+    assert bits["model.layers.1.mlp.up_proj"] == 8
+    assert bits["model.layers.1.mlp.down_proj"] == 2
+    assert "model.layers.0.mlp.down_proj" not in bits
+
+
+def test_an_output_directory_that_is_not_empty_is_left_alone(model_dir, registry, tokens, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        AutoRound(model_dir, scheme="STEPS4", dataset=tokens, registry=registry, **RUN).quantize_and_save(tmp_path / "out")
+    assert (tmp_path / "out/precious.txt").read_text() == "mine"
+
+
+def test_a_run_that_fails_leaves_nothing(model_dir, registry, tokens, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("auto_round.export.shards.save_file", full)
+    job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=0, registry=registry, **RUN)
+    with pytest.raises(OutputError, match="full"):
+        job.quantize_and_save(tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_unknown_options_are_errors_with_the_nearest_name(model_dir, registry):
+    with pytest.raises(UnknownOptionError, match="batch_size"):
+        AutoRound(model_dir, scheme="STEPS4", registry=registry, batchsize=4)
+    with pytest.raises(UnknownOptionError, match="group_size"):
+        QuantizationScheme.from_dict({"groupsize": 3})
+
+
+def test_a_plan_that_changes_nothing_is_an_error(model_dir, registry, tokens):
+    with pytest.raises(PlanError, match="no layer"):
+        AutoRound(model_dir, scheme="STEPS4", bits=16, dataset=tokens, registry=registry, **RUN).quantize()
+
+
+def test_padding_does_not_decide_anything(registry):
+    """The same samples with garbage behind their padding give the same codes."""
+    tokens = torch.randint(4, 250, (8, 16), generator=torch.Generator().manual_seed(1))
+    samples = [row[: 16 - i % 3] for i, row in enumerate(tokens)]
+    results = []
+    for pad in (0, 77):
+        tokenizer = make_tokenizer()
+        tokenizer.pad_token_id = pad
+        job = AutoRound(make_model(), tokenizer, scheme="STEPS4", dataset=samples, iters=6, registry=registry, **RUN)
+        results.append(weights(job.quantize()[0]))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

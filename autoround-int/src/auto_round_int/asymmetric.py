@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`int_asym`: whole numbers from 0 to 2^b - 1, a positive scale and a whole zero point."""
+
+from __future__ import annotations
+
+import torch
+
+from auto_round.schemes import GroupSize
+from auto_round_int.fused import quantize_dequantize
+from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
+from auto_round_int.integer import IntegerDataType
+
+__all__ = ["AsymmetricGrid", "IntAsym"]
+
+
+class AsymmetricGrid(Grid):
+    """The range of the group, zero included, in 2^b - 1 equal steps, shifted so that zero is on the grid.
+
+    With low = min(W, 0) and high = max(W, 0) of a group and the learnt factors a and c,
+
+        s = (high c - low a) / (2^b - 1)
+        z = clamp(round(-low a / s), 0, 2^b - 1)
+        q = clamp(round(W / s + v) + z, 0, 2^b - 1)
+        W' = s (q - z)
+
+    s is rounded to the dtype it is stored in and kept at least a threshold above zero. The zero point is clamped
+    because a scale that was rounded down can put it one step beyond what b bits hold.
+    """
+
+    def bounds(self, bits: int) -> tuple[int, int]:
+        return 0, (1 << bits) - 1
+
+    def scales(self, groups: torch.Tensor, min_scale: Factor, max_scale: Factor, settings: Settings) -> Scales:
+        low, high = group_range(groups, settings)
+        steps, bottom = (1 << settings.bits) - 1, low * factor(min_scale)
+        scale = cast_scale((high * factor(max_scale) - bottom).div_(steps), settings).clamp_(min=settings.threshold)
+        zero_point = torch.div(bottom, scale.float()).neg_().round_().clamp_(0, steps)
+        return Scales(scale.unsqueeze(-1), zero_point.unsqueeze(-1), low, high)
+
+    def factor_gradients(
+        self,
+        scales: Scales,
+        min_scale: Factor,
+        max_scale: Factor,
+        settings: Settings,
+        by_scale: torch.Tensor,
+        by_zero_point: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, scale = (1 << settings.bits) - 1, scales.scale.float().reshape(-1)
+        bottom = scales.low * factor(min_scale)
+        exact = (scales.high * factor(max_scale) - bottom).div_(steps)
+        position = -bottom / scale
+        by_position = by_zero_point * ((position >= -0.5) & (position <= steps + 0.5))
+        by_scale = (by_scale - by_position * position / scale) * scale_moves(exact, settings)
+        by_min = -(by_scale / steps + by_position / scale) * scales.low
+        return by_min, by_scale / steps * scales.high
+
+
+class IntAsym(IntegerDataType):
+    """Whole numbers from 0 to 2^b - 1 with one positive scale and one whole zero point for each group."""
+
+    name = "int_asym"
+    summary = "integers of 2 to 8 bits over the range of each group, with a scale and a whole zero point"
+    grid = AsymmetricGrid()
+
+    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+        self,
+        tensor: torch.Tensor,
+        bits: int = 4,
+        group_size: GroupSize = 128,
+        v: torch.Tensor | float = 0,
+        min_scale: Factor = 1.0,
+        max_scale: Factor = 1.0,
+        scale_dtype: torch.dtype = torch.float16,
+        q_scale_thresh: float | None = None,
+        tensor_min: torch.Tensor | None = None,
+        tensor_max: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantize and dequantize.
+
+        Returns:
+            the tensor rounded to the grid, the scale [groups, 1] and the zero point, float32 [groups, 1].
+        """
+        settings = Settings.of(bits, group_size, scale_dtype, q_scale_thresh, tensor_min, tensor_max)
+        rounded, scales = quantize_dequantize(self.grid, tensor, v, min_scale, max_scale, settings)
+        assert scales.zero_point is not None
+        return rounded, scales.scale, scales.zero_point

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic that every integer grid shares: groups, scales, rounding to codes and back.
+
+Everything is computed in float32 whatever the dtype of the weight. `wide_codes` and `dequantize` are the only places
+where a weight becomes a code and a code a weight: tuning, plain rounding and encoding all call them, so what is stored
+is what was tuned, bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
+from auto_round.errors import SchemeError
+
+if TYPE_CHECKING:
+    from auto_round.schemes import GroupSize
+
+__all__ = ["Grid", "Grouping", "Scales", "Settings", "cast_scale", "chunks", "dequantize", "group_range", "wide_codes"]
+
+Factor = torch.Tensor | float
+"""A learnt factor: [groups], [groups, 1] or one number."""
+
+CHUNK = 1 << 20
+"""Weights worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What one call of a data type is told, apart from the tensors that may be learnt.
+
+    Attributes:
+        bits: bits of a code.
+        group_size: see `GroupSize`.
+        scale_dtype: dtype in which scales are stored.
+        threshold: smallest magnitude of a scale.
+        tensor_min, tensor_max: the range of each group, float32 [groups], where it is known already.
+        init_scale: the scale of each group, float32 [groups, 1], where it was searched.
+    """
+
+    bits: int
+    group_size: GroupSize
+    scale_dtype: torch.dtype
+    threshold: float
+    tensor_min: torch.Tensor | None = None
+    tensor_max: torch.Tensor | None = None
+    init_scale: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bits: int,
+        group_size: GroupSize,
+        scale_dtype: torch.dtype,
+        threshold: float | None = None,
+        tensor_min: torch.Tensor | None = None,
+        tensor_max: torch.Tensor | None = None,
+        init_scale: torch.Tensor | None = None,
+    ) -> Settings:
+        """Settings with the threshold filled in: 1e-5, or 1e-8 where scales are float32.
+
+        Raises:
+            SchemeError: bits outside 2 to 8, or blocks.
+        """
+        if not 2 <= bits <= 8:
+            raise SchemeError(f"an integer grid has 2 to 8 bits, not {bits}.")
+        if isinstance(group_size, tuple):
+            raise SchemeError(f"an integer grid has groups along a row, not blocks of {group_size}.")
+        if threshold is None:
+            threshold = 1e-8 if scale_dtype == torch.float32 else 1e-5
+        return cls(bits, group_size, scale_dtype, threshold, tensor_min, tensor_max, init_scale)
+
+
+class Scales(NamedTuple):
+    """The grid of each group, and what it was made of.
+
+    Attributes:
+        scale: [groups, 1] in the dtype it is stored in.
+        zero_point: whole numbers, float32 [groups, 1]; None where the grid has none.
+        low, high: the range of each group before any learnt factor, float32 [groups].
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+class Grid(ABC):
+    """One way to lay whole numbers over the range of a group."""
+
+    @abstractmethod
+    def bounds(self, bits: int) -> tuple[int, int]:
+        """The least and the largest code."""
+
+    @abstractmethod
+    def scales(self, groups: torch.Tensor, min_scale: Factor, max_scale: Factor, settings: Settings) -> Scales:
+        """The scale, and zero point, of each group [groups, group size]."""
+
+    @abstractmethod
+    def factor_gradients(
+        self,
+        scales: Scales,
+        min_scale: Factor,
+        max_scale: Factor,
+        settings: Settings,
+        by_scale: torch.Tensor,
+        by_zero_point: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Derivatives of the loss by `min_scale` and `max_scale`, from those by scale and zero point; all [groups]."""
+
+
+class Grouping:
+    """The grouped view of one tensor, and the way back.
+
+    Attributes:
+        groups: [groups, group size], in the dtype of the tensor (float64 becomes float32), padded with zeros.
+        dtype: dtype of the tensor.
+    """
+
+    def __init__(self, tensor: torch.Tensor, group_size: GroupSize) -> None:
+        self.dtype = tensor.dtype
+        self.groups, self._shape, self._pad = reshape_pad_tensor_by_group_size(tensor.detach(), group_size)
+        if self.dtype == torch.float64:
+            self.groups = self.groups.float()
+
+    def revert(self, groups: torch.Tensor) -> torch.Tensor:
+        """A tensor shaped like `groups` in the shape of the original, contiguous; its dtype stays."""
+        return revert_tensor_by_pad(groups, self._shape, self._pad).contiguous()
+
+
+def chunks(groups: torch.Tensor) -> Iterator[slice]:
+    """Slices of rows [groups, group size]: cache-sized ones on a CPU, all rows at once elsewhere."""
+    rows, width = groups.shape
+    step = max(1, CHUNK // max(width, 1)) if groups.device.type == "cpu" else max(rows, 1)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def factor(value: Factor) -> Factor:
+    """A learnt factor as something that multiplies [groups]."""
+    return value.detach().float().reshape(-1) if isinstance(value, torch.Tensor) else value
+
+
+def group_range(groups: torch.Tensor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the largest value of each group, zero included: float32 [groups] twice."""
+    low, high = settings.tensor_min, settings.tensor_max
+    if low is None or high is None:
+        lows, highs = [], []
+        for rows in chunks(groups):
+            # Only the float32 forms of amin and amax are vectorised, and `aminmax` of a dimension in no dtype.
+            wide = groups[rows].float()
+            lows.append(wide.amin(-1))
+            highs.append(wide.amax(-1))
+        low = torch.cat(lows).clamp_(max=0.0) if low is None else low
+        high = torch.cat(highs).clamp_(min=0.0) if high is None else high
+    return low.detach().float().reshape(-1), high.detach().float().reshape(-1)
+
+
+def cast_scale(scale: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Round a float32 scale to the dtype it is stored in; what would overflow becomes the largest that does not."""
+    limit = torch.finfo(settings.scale_dtype).max
+    return scale.clamp(-limit, limit).to(settings.scale_dtype)
+
+
+def scale_moves(exact: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """One where a scale follows what it is made of, zero where the threshold or an overflow holds it: float32 [groups].
+
+    Args:
+        exact: the scale before `cast_scale`, float32 [groups].
+    """
+    size, limit = exact.abs(), torch.finfo(settings.scale_dtype).max
+    return ((size.to(settings.scale_dtype) >= settings.threshold) & (size <= limit)).float()
+
+
+def wide_codes(
+    groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, v: torch.Tensor | None, low: int, high: int
+) -> torch.Tensor:
+    """Codes `round(w / s + v) + z`, rounded half to even, kept within one step of the grid.
+
+    The one step tells a backward pass where the grid was left; clamping to `[low, high]` gives the codes proper.
+
+    Args:
+        groups: [groups, group size], float32 or narrower.
+        scale: float32 [groups, 1].
+        zero_point: float32 [groups, 1], or None for zero.
+        v: float32, shaped like `groups`, or None for zero.
+        low, high: ends of the grid.
+
+    Returns:
+        float32, shaped like `groups`: whole numbers in [low - 1, high + 1].
+    """
+    codes = torch.div(groups, scale)
+    if v is not None:
+        codes.add_(v)
+    codes.round_()
+    if zero_point is not None:
+        codes.add_(zero_point)
+    return codes.clamp_(low - 1, high + 1)
+
+
+def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None) -> torch.Tensor:
+    """The values `s (q - z)` of float32 codes, computed in their place."""
+    if zero_point is not None:
+        codes.sub_(zero_point)
+    return codes.mul_(scale)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the integer data types answer alike: stored form, cost, what they take, where their files load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from auto_round.data_type import Codes, DataType
+from auto_round.data_type.grouping import group_count
+from auto_round_int.fused import offset
+from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wide_codes
+
+if TYPE_CHECKING:
+    from auto_round.schemes import QuantizationScheme
+
+__all__ = ["IntegerDataType"]
+
+SCALE_BITS = 16
+
+
+class IntegerDataType(DataType):
+    """An integer grid as a data type.
+
+    Codes are stored as `codes` [out_features, in_features], int8 where the grid is symmetric and uint8 where it has a
+    zero point; `scale` [out_features, groups of a row] ([1, 1] for one group per tensor), in the dtype scales are kept
+    in; and `zero_point`, uint8, shaped like `scale`, where there is one.
+    """
+
+    grid: ClassVar[Grid]
+    encodes = True
+
+    def supports(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
+        if not 2 <= scheme.bits <= 8:
+            return f"{self.name} has 2 to 8 bits, not {scheme.bits}"
+        if isinstance(scheme.group_size, tuple):
+            return f"{self.name} has groups along a row (a whole number), not blocks of {scheme.group_size}"
+        return None
+
+    def encode(self, weight: torch.Tensor, scheme: QuantizationScheme, **offers: Any) -> Codes:
+        v, settings = offers.pop("v", 0), _settings(scheme, offers)
+        min_scale, max_scale = offers.pop("min_scale", 1.0), offers.pop("max_scale", 1.0)
+        if offers:
+            raise TypeError(f"{self.name}.encode takes no {', '.join(map(repr, offers))}")
+        with torch.no_grad():
+            grouping = Grouping(weight, scheme.group_size)
+            groups, (low, high) = grouping.groups, self.grid.bounds(scheme.bits)
+            scales = self.grid.scales(groups, min_scale, max_scale, settings)
+            scale, zero_point, shift = scales.scale.float(), scales.zero_point, offset(v, groups)
+            codes = torch.empty(groups.shape, dtype=torch.uint8 if low == 0 else torch.int8, device=groups.device)
+            for rows in chunks(groups):
+                zero = None if zero_point is None else zero_point[rows]
+                wide = wide_codes(groups[rows], scale[rows], zero, None if shift is None else shift[rows], low, high)
+                codes[rows] = wide.clamp_(low, high)
+        shape = (weight.shape[0], weight.shape[1])
+        across = 1 if scheme.group_size == 0 else scales.scale.shape[0] // shape[0]
+        tensors = {"codes": grouping.revert(codes), "scale": scales.scale.reshape(-1, across)}
+        if zero_point is not None:
+            tensors["zero_point"] = zero_point.to(torch.uint8).reshape(-1, across)
+        return Codes(self.name, scheme, shape, weight.dtype, tensors)
+
+    def decode(self, codes: Codes) -> torch.Tensor:
+        grouping = Grouping(codes.tensors["codes"], codes.scheme.group_size)
+        scale = codes.tensors["scale"].float().reshape(-1, 1)
+        stored_zero = codes.tensors.get("zero_point")
+        zero_point = None if stored_zero is None else stored_zero.float().reshape(-1, 1)
+        out = torch.empty(grouping.groups.shape, dtype=codes.dtype, device=scale.device)
+        for rows in chunks(grouping.groups):
+            zero = None if zero_point is None else zero_point[rows]
+            out[rows] = dequantize(grouping.groups[rows].float(), scale[rows], zero)
+        return grouping.revert(out)
+
+    def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
+        """Codes, 16-bit scales and zero points, as the packed layouts store them (they keep zero points always)."""
+        groups = group_count(shape, scheme.group_size)[0]
+        return scheme.bits + groups * (SCALE_BITS + scheme.bits) / (shape[0] * shape[1])
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "grid": " ".join((type(self.grid).__doc__ or "").split()),
+            "bits": "2 to 8",
+            "group_size": "-1 (a row), 0 (the tensor) or a number of consecutive inputs",
+            "scale": "one for each group, in the dtype of the format (float16 unless told otherwise)",
+            "stored": " ".join((IntegerDataType.__doc__ or "").split("\n\n")[1].split()),
+        }
+
+
+def _settings(scheme: QuantizationScheme, offers: dict[str, Any]) -> Settings:
+    """Take what makes the settings of a call out of its offers."""
+    offers.pop("bits", None)
+    offers.pop("group_size", None)
+    known = ("tensor_min", "tensor_max", "init_scale")
+    return Settings.of(
+        scheme.bits,
+        scheme.group_size,
+        offers.pop("scale_dtype", torch.float16),
+        offers.pop("q_scale_thresh", None),
+        **{name: offers.pop(name) for name in known if name in offers},
+    )

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of GPTQ's files inside the `auto_round` container: `qweight`, `qzeros`, `scales`.
+
+| tensor | shape | holds |
+|---|---|---|
+| qweight | int32 [in_features * b / 32, out_features] | codes from 0 to 2^b - 1, a stream of bits down each column |
+| qzeros | int32 [groups of a row, out_features * b / 32] | zero points, a stream of bits along each row |
+| scales | float16 [groups of a row, out_features] | scales; negative ones as they are |
+
+A weight is `scale * (code - zero point)`; symmetric codes are stored plus 2^(b-1), which is also their zero point.
+There is no `g_idx`: input i belongs to group i // group_size, and the last group of a row may be shorter. Version 1 of
+the format stores zero points minus one (Frantar et al. 2022, arXiv:2210.17323, and the files its authors' code wrote).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from auto_round.data_type import Codes
+from auto_round.data_type.grouping import group_count
+from auto_round.errors import ContractError
+from auto_round.export.packing import Packing, TensorLayout
+from auto_round_int.bits import pack_rows, unpack_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from auto_round.schemes import QuantizationScheme
+
+__all__ = ["AutoGptq", "Dense", "IntegerPacking", "ZeroPointsAsTheyAre"]
+
+MULTIPLE = 32
+"""Both sides of a weight have to be a multiple of this: 32 codes fill whole words at any number of bits."""
+
+
+class IntegerPacking(Packing):
+    """What the packed integer layouts have in common.
+
+    Attributes:
+        data_types: registered names it takes.
+        bits: numbers of bits it takes.
+    """
+
+    format = "auto_round"
+    data_types: ClassVar[tuple[str, ...]] = ("int_sym", "int_asym")
+    bits: ClassVar[tuple[int, ...]]
+
+    def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
+        """Why a weight cannot be stored so; see `Packing.refuses`."""
+        if data_type not in self.data_types:
+            return f"{self.name} stores {' and '.join(self.data_types)}, not {data_type}"
+        if scheme.bits not in self.bits:
+            return f"{self.name} stores {_listed(self.bits)} bits, not {scheme.bits}"
+        if isinstance(scheme.group_size, tuple) or scheme.group_size == 0:
+            return f"{self.name} stores groups along a row (group_size -1 for whole rows), not {scheme.group_size}"
+        if shape[0] % MULTIPLE or shape[1] % MULTIPLE:
+            return f"{self.name} needs both sides of a weight to be multiples of {MULTIPLE}, not {shape[0]} by {shape[1]}"
+        return None
+
+    def scale_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """Scales are float16 whatever the dtype of the weight."""
+        return torch.float16
+
+
+class _GptqLayout(IntegerPacking):
+    minus: ClassVar[int] = 0
+    """What is taken off a zero point before it is stored."""
+
+    def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
+        """See the table at the top of this module."""
+        (rows, cols), across = shape, groups_across(scheme, shape)
+        return {
+            "qweight": ((cols * scheme.bits // 32, rows), torch.int32),
+            "qzeros": ((across, rows * scheme.bits // 32), torch.int32),
+            "scales": ((across, rows), torch.float16),
+        }
+
+    def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
+        """Codes to tensors."""
+        bits = codes.scheme.bits
+        unsigned, zero_points, scales = unsigned_parts(codes, self.name)
+        mask = (1 << bits) - 1
+        return {
+            "qweight": pack_rows(unsigned, bits).t().contiguous(),
+            "qzeros": pack_rows((zero_points.t() - self.minus) & mask, bits),
+            "scales": scales.t().contiguous(),
+        }
+
+    def unpack(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        data_type: str,
+        scheme: QuantizationScheme,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> Codes:
+        """Tensors to codes."""
+        bits, (rows, cols) = scheme.bits, shape
+        unsigned = unpack_rows(tensors["qweight"].t(), bits, cols)
+        zero_points = (unpack_rows(tensors["qzeros"], bits, rows).t() + self.minus) & ((1 << bits) - 1)
+        return codes_of(unsigned, zero_points, tensors["scales"].t(), data_type, scheme, dtype, self.name)
+
+
+class AutoGptq(_GptqLayout):
+    """Symmetric weights in the layout of GPTQ's files, version 1: zero points minus one."""
+
+    name = "auto_round:auto_gptq"
+    aliases = ("auto_round:gptq",)
+    data_types = ("int_sym",)
+    bits = (2, 3, 4, 8)
+    minus = 1
+
+
+class ZeroPointsAsTheyAre(_GptqLayout):
+    """Asymmetric weights in the layout of GPTQ's files, the zero points as they are."""
+
+    name = "auto_round"
+    data_types = ("int_asym",)
+    bits = (2, 3, 4, 8)
+
+
+class Dense(_GptqLayout):
+    """The same stream of bits for the widths that no other runtime's format has."""
+
+    name = "auto_round:int_dense"
+    bits = (5, 6, 7)
+
+
+def groups_across(scheme: QuantizationScheme, shape: tuple[int, int]) -> int:
+    """Groups of one row, a shorter last one included."""
+    return group_count(shape, scheme.group_size)[0] // shape[0]
+
+
+def unsigned_parts(codes: Codes, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes from 0 to 2^b - 1 with their zero points, uint8 [out, in] and [out, groups], and float16 scales.
+
+    Raises:
+        ContractError: scales that float16 does not hold.
+    """
+    scale = codes.tensors["scale"]
+    scales = scale.to(torch.float16)
+    if scale.dtype != torch.float16 and not torch.equal(scales.to(scale.dtype), scale):
+        raise ContractError(f"{name} stores scales as float16 and got {scale.dtype} ones that it would have to round.")
+    stored = codes.tensors["codes"]
+    if "zero_point" in codes.tensors:
+        return stored, codes.tensors["zero_point"], scales
+    middle = 1 << (codes.scheme.bits - 1)
+    # Adding the middle modulo 256 to the byte of a signed code gives the unsigned one.
+    zero_points = torch.full(scales.shape, middle, dtype=torch.uint8, device=scales.device)
+    return stored.view(torch.uint8) + middle, zero_points, scales
+
+
+def codes_of(
+    unsigned: torch.Tensor,
+    zero_points: torch.Tensor,
+    scales: torch.Tensor,
+    data_type: str,
+    scheme: QuantizationScheme,
+    dtype: torch.dtype,
+    name: str,
+) -> Codes:
+    """Undo `unsigned_parts`.
+
+    Raises:
+        ContractError: a symmetric weight with zero points that are not in the middle.
+    """
+    shape = (unsigned.shape[0], unsigned.shape[1])
+    tensors = {"codes": unsigned, "scale": scales.contiguous()}
+    middle = 1 << (scheme.bits - 1)
+    if not scheme.sym:
+        tensors["zero_point"] = zero_points.contiguous()
+    elif bool((zero_points != middle).any()):
+        raise ContractError(f"{name}: a symmetric weight has zero points other than {middle}; is it asymmetric?")
+    else:
+        tensors["codes"] = (unsigned - middle).view(torch.int8)
+    return Codes(data_type, scheme, shape, dtype, tensors)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])

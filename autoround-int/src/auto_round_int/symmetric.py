@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`int_sym`: whole numbers from -2^(b-1) to 2^(b-1) - 1 times a scale that may be negative."""
+
+from __future__ import annotations
+
+import torch
+
+from auto_round.schemes import GroupSize
+from auto_round_int.fused import quantize_dequantize
+from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
+from auto_round_int.integer import IntegerDataType
+
+__all__ = ["IntSym", "SymmetricGrid"]
+
+
+class SymmetricGrid(Grid):
+    """The full range of b bits, turned by the sign of the scale.
+
+    The sign turns the longer end of the grid towards the weight of largest magnitude, which the grid then holds
+    exactly. With low = min(W, 0) and high = max(W, 0) of a group and the learnt factors a and c,
+
+        s = -low a / 2^(b-1)    if -low a > high c,    else  -high c / 2^(b-1)
+        q = clamp(round(W / s + v), -2^(b-1), 2^(b-1) - 1)
+        W' = s q
+
+    and s = init_scale c where a scale was searched. s is rounded to the dtype it is stored in and then kept a
+    threshold away from zero.
+    """
+
+    def bounds(self, bits: int) -> tuple[int, int]:
+        return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+    def scales(self, groups: torch.Tensor, min_scale: Factor, max_scale: Factor, settings: Settings) -> Scales:
+        if settings.init_scale is not None:
+            start = settings.init_scale.detach().float().reshape(-1)
+            low, high, exact = start, start, start * factor(max_scale)
+        else:
+            low, high = group_range(groups, settings)
+            below, above = -low * factor(min_scale), high * factor(max_scale)
+            exact = torch.where(below > above, below, -above).div_(1 << (settings.bits - 1))
+        stored, away = cast_scale(exact, settings), settings.threshold
+        kept = torch.where(stored < 0, stored.clamp(max=-away), stored.clamp(min=away))
+        return Scales(kept.unsqueeze(-1), None, low, high)
+
+    def factor_gradients(
+        self,
+        scales: Scales,
+        min_scale: Factor,
+        max_scale: Factor,
+        settings: Settings,
+        by_scale: torch.Tensor,
+        by_zero_point: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        steps = 1 << (settings.bits - 1)
+        if settings.init_scale is not None:
+            exact = scales.low * factor(max_scale)
+            by_min, by_max = torch.zeros_like(by_scale), by_scale * scales.low
+        else:
+            below, above = -scales.low * factor(min_scale), scales.high * factor(max_scale)
+            exact = torch.where(below > above, below, -above).div_(steps)
+            from_low = (below > above).float()  # which end the scale is made of
+            by_min = by_scale * scales.low * from_low / -steps
+            by_max = by_scale * scales.high * (1.0 - from_low) / -steps
+        moves = scale_moves(exact, settings)
+        return by_min * moves, by_max * moves
+
+
+class IntSym(IntegerDataType):
+    """Whole numbers from -2^(b-1) to 2^(b-1) - 1 times one scale for each group, which may be negative."""
+
+    name = "int_sym"
+    summary = "integers of 2 to 8 bits around zero, the full range, one signed scale for each group"
+    grid = SymmetricGrid()
+
+    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+        self,
+        tensor: torch.Tensor,
+        bits: int = 4,
+        group_size: GroupSize = 128,
+        v: torch.Tensor | float = 0,
+        min_scale: Factor = 1.0,
+        max_scale: Factor = 1.0,
+        scale_dtype: torch.dtype = torch.float16,
+        q_scale_thresh: float | None = None,
+        tensor_min: torch.Tensor | None = None,
+        tensor_max: torch.Tensor | None = None,
+        init_scale: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Quantize and dequantize.
+
+        Returns:
+            the tensor rounded to the grid, the scale [groups, 1], and the zero point 2^(bits - 1) that stands for zero
+            where codes are stored unsigned.
+        """
+        settings = Settings.of(bits, group_size, scale_dtype, q_scale_thresh, tensor_min, tensor_max, init_scale)
+        rounded, scales = quantize_dequantize(self.grid, tensor, v, min_scale, max_scale, settings)
+        return rounded, scales.scale, 1 << (bits - 1)
