@@ -43,7 +43,7 @@ class ImportanceObserver:
             # Layers that see a selection of the tokens (experts) have another shape; they have no mask to apply.
             if self.mask is not None and x.shape[:-1] == self.mask.shape:
                 x = x[self.mask]
-            squares = x.reshape(-1, x.shape[-1]).float().square_().sum(0)
+            squares = x.reshape(-1, x.shape[-1]).float().square().sum(0)
             if name in self.sums:
                 self.sums[name] += squares
             else:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transformers finds us by itself, and refuses in plain words what it cannot load."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from auto_round import AutoRound
+from auto_round.errors import AutoRoundError
+from auto_round.inference.convert_model import infer_target_device
+from auto_round.inference.packed_linear import PackedLinear
+from auto_round.plugins import default_registry
+
+from ..conftest import StepsPlugin
+
+
+@pytest.fixture
+def installed():
+    """The data type in the process-wide registry, which is the one transformers gets to."""
+    registry = default_registry()
+    registry.register(StepsPlugin(), name="steps")
+    yield registry
+    registry.unregister("steps")
+
+
+@pytest.fixture
+def checkpoint(model_dir, installed, tokens, tmp_path):
+    job = AutoRound(
+        model_dir, scheme="STEPS4", dataset=tokens, iters=2, nsamples=8, batch_size=4, verbose=False,
+        layer_config={"layers.0.mlp.up_proj": {"bits": 16}, "layers.1.mlp": {"bits": 8, "group_size": 16}},
+    )  # fmt: skip
+    model, _ = job.quantize_and_save(tmp_path / "out")
+    return tmp_path / "out", model
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu", "auto"])
+@torch.no_grad()
+def test_from_pretrained_computes_what_was_tuned(checkpoint, tokens, device_map):
+    directory, tuned = checkpoint
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", device_map=device_map)
+    packed = {n: m for n, m in loaded.named_modules() if isinstance(m, PackedLinear)}
+    assert len(packed) == 13
+    assert packed["model.layers.1.mlp.up_proj"].scheme.bits == 8
+    for name, module in packed.items():
+        assert torch.equal(module.decode(torch.bfloat16), tuned.get_submodule(name).weight)
+    assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+    assert loaded.generate(tokens[:1], max_new_tokens=3, do_sample=False).shape == (1, 19)
+
+
+def test_saving_what_was_loaded_gives_the_same_tensors(checkpoint, tmp_path):
+    directory, _ = checkpoint
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype="auto")
+    for (name, a), (_, b) in zip(loaded.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_whose_family_is_missing_says_what_to_install(checkpoint, installed):
+    directory, _ = checkpoint
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"]["data_type"] = "acme_odd"
+    config["quantization_config"]["provenance"] = {"acme_odd": {"distribution": "autoround-acme", "version": "3.1"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AutoRoundError, match=r"autoround-acme==3\.1"):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "expected"),
+    [(None, "cpu"), ("cpu", "cpu"), (1, "cuda:1"), ({"": "cpu"}, "cpu"), ({"a": 0, "b": "cpu"}, "cuda:0"), ("cuda:2", "cuda:2")],
+)
+def test_target_device(device_map, expected):
+    assert infer_target_device(device_map) == expected

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step, the order of samples, the choice of parameters."""
+
+import pytest
+import torch
+from torch import nn
+
+from auto_round.data_type import FunctionDataType
+from auto_round.data_type.register import accepted_offers
+from auto_round.errors import UnknownOptionError
+from auto_round.plan import LayerSpec
+from auto_round.schemes import QuantizationScheme
+from auto_round.tuning.layer import TunableLinear
+from auto_round.tuning.options import TuningOptions
+from auto_round.tuning.signround import Samples, _batches, _looks, tune_block
+
+CPU = torch.device("cpu")
+
+
+def test_step_sizes_are_the_published_ones():
+    assert TuningOptions(iters=200).step_size(4) == 1 / 200
+    assert TuningOptions(iters=200).step_size(2) == 1 / 200
+    assert TuningOptions(iters=1000).step_size(3) == 2 / 1000
+    assert TuningOptions(iters=1000).step_size(4) == 1 / 1000
+    assert TuningOptions(iters=1000, lr=0.5).step_size(2) == 0.5
+    assert TuningOptions(iters=10, minmax_lr=0.3).minmax_step_size(4) == 0.3
+    assert TuningOptions(iters=10, lr=0.3).minmax_step_size(4) == 0.3
+
+
+@pytest.mark.parametrize("bad", [{"iters": -1}, {"batch_size": 0}, {"iters": 1.5}, {"lr": 0}, {"lr": -1.0}, {"iters": True}])
+def test_options_that_mean_nothing(bad):
+    with pytest.raises(UnknownOptionError):
+        TuningOptions(**bad)
+
+
+def test_every_sample_is_seen_once_before_any_is_seen_twice():
+    batches = _batches(10, 4, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        seen = torch.cat([next(batches), next(batches)])
+        assert len(set(seen.tolist())) == 8
+
+
+def test_the_last_step_is_always_looked_at():
+    assert max(_looks(200)) == 200
+    assert _looks(1) == {1}
+
+
+def shift(tensor, v=0.0):
+    """A weight that is moved by what is learnt: nothing is rounded, so every step can be computed by hand."""
+    return tensor + v, None, None
+
+
+def make_layer(weight):
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data = weight.clone()
+    scheme = QuantizationScheme(bits=4, group_size=-1, data_type="shift")
+    data_type = FunctionDataType("shift", shift, accepted_offers(shift))
+    spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, scheme, data_type)
+    return TunableLinear(linear, spec, torch.float32, CPU)
+
+
+def run(targets, options, mask=None):
+    layer = make_layer(torch.zeros(2, 3))
+    inputs = torch.ones(8, 4, 3)
+    samples = Samples(inputs, targets, mask, layer)
+    outcome = tune_block([layer], samples, options, 4, torch.Generator().manual_seed(0), CPU)
+    return layer, outcome
+
+
+def test_a_step_is_the_sign_times_a_size_that_falls_linearly_to_zero():
+    layer, outcome = run(torch.full((8, 4, 2), 100.0), TuningOptions(iters=4, lr=0.1))
+    # Always upwards: 0.1 * (1 + 3/4 + 2/4 + 1/4)
+    torch.testing.assert_close(layer.learnt["v"].detach(), torch.full((2, 3), 0.25))
+    assert outcome.kept_step == 4
+    assert outcome.loss_after < outcome.loss_before
+
+
+def test_parameters_that_hurt_are_not_kept():
+    layer, outcome = run(torch.zeros(8, 4, 2), TuningOptions(iters=3, lr=0.7))
+    # At zero already; the sign of a zero gradient is zero, so nothing may move.
+    assert torch.equal(layer.learnt["v"].detach(), torch.zeros(2, 3))
+    assert outcome.loss_after == outcome.loss_before == 0.0
+
+    layer, outcome = run(torch.full((8, 4, 2), 1e-4), TuningOptions(iters=1, lr=5.0))
+    assert outcome.kept_step == 0  # one step of 5 overshoots by far
+    assert torch.equal(layer.learnt["v"].detach(), torch.zeros(2, 3))
+
+
+def test_masked_tokens_do_not_count():
+    mask = torch.ones(8, 4, dtype=torch.bool)
+    mask[:, 2:] = False
+    targets = torch.full((8, 4, 2), 1.0)
+    targets[:, 2:] = -1e6
+    layer, outcome = run(targets, TuningOptions(iters=4, lr=0.1), mask)
+    assert (layer.learnt["v"] > 0).all()
+    assert outcome.loss_before == pytest.approx(1.0)
