@@ -120,7 +120,9 @@ def test_a_data_type_alone_is_a_scheme(registry):
     assert scheme == QuantizationScheme(bits=4, group_size=32, data_type="steps")
 
 
-@pytest.mark.parametrize("fields", [{"bits": 0}, {"bits": "4"}, {"group_size": -2}, {"group_size": (1, 2, 3)}, {"super_bits": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"bits": 0}, {"bits": "4"}, {"group_size": -2}, {"group_size": (1, 2, 3)}, {"super_bits": 0}]
+)
 def test_values_that_mean_nothing(fields):
     with pytest.raises(SchemeError):
         QuantizationScheme(**fields)

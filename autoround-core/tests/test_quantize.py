@@ -111,7 +111,11 @@ def test_layer_config_decides_layer_by_layer(model_dir, registry, tokens):
     job = AutoRound(
         model_dir,
         scheme="STEPS4",
-        layer_config={"layers.1": {"bits": 8}, "*.down_proj": {"bits": 16}, "model.layers.1.mlp.down_proj": {"bits": 2}},
+        layer_config={
+            "layers.1": {"bits": 8},
+            "*.down_proj": {"bits": 16},
+            "model.layers.1.mlp.down_proj": {"bits": 2},
+        },
         dataset=tokens,
         registry=registry,
     )
@@ -126,7 +130,9 @@ def test_an_output_directory_that_is_not_empty_is_left_alone(model_dir, registry
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        AutoRound(model_dir, scheme="STEPS4", dataset=tokens, registry=registry, **RUN).quantize_and_save(tmp_path / "out")
+        AutoRound(model_dir, scheme="STEPS4", dataset=tokens, registry=registry, **RUN).quantize_and_save(
+            tmp_path / "out"
+        )
     assert (tmp_path / "out/precious.txt").read_text() == "mine"
 
 

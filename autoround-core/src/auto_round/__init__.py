@@ -44,6 +44,19 @@ _HOMES = {
 }
 
 
+def _warn_of_other_distribution() -> None:
+    from auto_round.plugins.other_distribution import other_distribution
+
+    sentence = other_distribution()
+    if sentence:
+        import warnings
+
+        warnings.warn(sentence, RuntimeWarning, stacklevel=3)
+
+
+_warn_of_other_distribution()
+
+
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:

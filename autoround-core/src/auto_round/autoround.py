@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from auto_round.calibration import CalibrationTokens, load_calibration
-from auto_round.errors import CalibrationError, OutputError, PlanError, SchemeError, UnknownOptionError
+from auto_round.errors import CalibrationError, ModelError, OutputError, PlanError, SchemeError, UnknownOptionError
 from auto_round.export.output import check_output, staged_output
-from auto_round.model.opened import OpenModel, open_model, open_skeleton, wrap_model
+from auto_round.model.opened import OpenModel, open_model, wrap_model
 from auto_round.names import did_you_mean, normalise
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
@@ -128,11 +128,11 @@ class AutoRound:
     @property
     def model(self) -> Any:
         """The model's modules; loads them if they are not loaded yet."""
-        return self._opened().model
+        return self._loaded().model
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer; loads the model if it is not loaded yet."""
+        """The tokenizer, the model's own if none was given."""
         return self._opened().require_tokenizer()
 
     def plan(self, format: str | Sequence[str] | None = None) -> Plan:
@@ -144,8 +144,7 @@ class AutoRound:
         Raises:
             PlanError: everything that stands against it.
         """
-        skeleton = self._open or open_skeleton(self._source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)
-        return self._make_plan(skeleton, self._formats(format))
+        return self._make_plan(self._formats(format))
 
     # What there is to do
 
@@ -161,7 +160,9 @@ class AutoRound:
         assert self._plan is not None
         return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
 
-    def save_quantized(self, output_dir: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT_FORMAT) -> list[str]:
+    def save_quantized(
+        self, output_dir: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT_FORMAT
+    ) -> list[str]:
         """Write what `quantize` made.
 
         Returns:
@@ -174,13 +175,15 @@ class AutoRound:
         if self._plan is None or not self._results:
             raise OutputError("nothing is quantized yet: call quantize() first, or quantize_and_save().")
         formats = self._formats(format)
-        wanted = self._make_plan(self._opened(), formats)
+        wanted = self._make_plan(formats)
         for layer in wanted.quantized:
             used = self._results[layer.name].layer.scale_dtype or torch.float16
             if layer.scale_dtype not in (None, used):
                 raise PlanError(
-                    [f"{layer.name} was quantized with scales in {used}, and format {format} stores {layer.scale_dtype}: "
-                     "call quantize_and_save with this format instead."]
+                    [
+                        f"{layer.name} was quantized with scales in {used}, and format {format} stores {layer.scale_dtype}: "
+                        "call quantize_and_save with this format instead."
+                    ]
                 )
         folders = _folders(Path(output_dir), formats)
         with ExitStack() as stack:
@@ -213,14 +216,14 @@ class AutoRound:
 
     def _run(self, formats: list[OutputFormat], folders: list[Path]) -> Iterator[BlockResult]:
         began = time.monotonic()
-        plan = self.plan([f.name for f in formats]) if self._open is None else self._make_plan(self._open, formats)
+        plan = self._make_plan(formats)
         if not plan.quantized:
             reasons = sorted({layer.reason for layer in plan.layers})
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
         for folder in folders:
             check_output(folder, plan.output_bytes)
         tokens = self._calibration() if needs_calibration(plan, self.options) else None
-        model = self._opened()
+        model = self._loaded()
         self._plan, self._results = plan, {}
         blocks = []
         progress = default_progress() if self.verbose else SilentProgress()
@@ -246,13 +249,17 @@ class AutoRound:
 
     def _opened(self) -> OpenModel:
         if self._open is None:
-            assert not isinstance(self._source, nn.Module)
-            self._open = open_model(self._source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)
+            source: Any = self._source
+            self._open = open_model(source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)
         return self._open
 
-    def _make_plan(self, model: OpenModel, formats: Sequence[OutputFormat]) -> Plan:
+    def _loaded(self) -> OpenModel:
+        self._opened().load()
+        return self._opened()
+
+    def _make_plan(self, formats: Sequence[OutputFormat]) -> Plan:
         return make_plan(
-            model,
+            self._opened(),
             self.scheme,
             self.registry,
             scheme_name=self.scheme_name,
@@ -267,16 +274,29 @@ class AutoRound:
         return [self.registry.output_format(name) for name in names]
 
     def _calibration(self) -> CalibrationTokens:
-        skeleton = self._open or open_skeleton(self._source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)  # type: ignore[arg-type]
-        longest = getattr(skeleton.model.config, "max_position_embeddings", None)
+        model = self._opened()
+        longest = getattr(model.model.config, "max_position_embeddings", None)
         if self._seqlen is not None and longest and self._seqlen > longest:
             raise CalibrationError(f"seqlen={self._seqlen} is longer than the {longest} positions the model knows.")
         seqlen = self._seqlen or min(DEFAULT_SEQLEN, longest or DEFAULT_SEQLEN)
-        tokenizer = skeleton.require_tokenizer() if _may_be_text(self.dataset) else self._given_tokenizer
-        return load_calibration(self.dataset, tokenizer, nsamples=self.nsamples, seqlen=seqlen, pack=self.pack)
+        tokenizer = None
+        if not isinstance(self.dataset, torch.Tensor):
+            try:
+                tokenizer = model.require_tokenizer()
+            except ModelError:
+                if _is_text(self.dataset):
+                    raise
+        tokens = load_calibration(self.dataset, tokenizer, nsamples=self.nsamples, seqlen=seqlen, pack=self.pack)
+        vocabulary = model.model.get_input_embeddings().weight.shape[0]
+        if int(tokens.input_ids.max()) >= vocabulary:
+            raise CalibrationError(
+                f"the calibration data has token id {int(tokens.input_ids.max())}, and the model knows {vocabulary} "
+                "tokens: was it made with another tokenizer?"
+            )
+        return tokens
 
 
-def _may_be_text(dataset: Any) -> bool:
+def _is_text(dataset: Any) -> bool:
     if dataset is None or isinstance(dataset, str | os.PathLike):
         return True
     return isinstance(dataset, list | tuple) and any(isinstance(item, str) for item in dataset)
@@ -299,5 +319,3 @@ def _device(device_map: str | int | torch.device | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnknownOptionError(f"device_map={device_map!r}: this machine has no CUDA device.")
     return device
-
-

@@ -26,8 +26,10 @@ class AutoRoundError(Exception):
     """Base of every error this package raises on purpose."""
 
 
-class UnknownNameError(AutoRoundError):
-    """A scheme, data type or format that no installed plugin offers."""
+class UnknownNameError(AutoRoundError, KeyError):
+    """A scheme, data type or format that no installed plugin offers. Also a `KeyError`, as mappings raise."""
+
+    __str__ = AutoRoundError.__str__  # a KeyError would print its message in quotes
 
 
 class UnknownOptionError(AutoRoundError, TypeError):

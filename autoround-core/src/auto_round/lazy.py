@@ -35,8 +35,9 @@ class _Lazy:
         module_name, _, attribute = self.target.partition(":")
         if not module_name or not attribute:
             raise ContractError(f"{self.name}: the target {self.target!r} is not of the form 'module:attribute'.")
+        module = importlib.import_module(module_name)
         try:
-            loaded = getattr(importlib.import_module(module_name), attribute)
+            loaded = getattr(module, attribute)
         except AttributeError as error:
             raise ContractError(f"{self.name}: module {module_name} has no {attribute}.") from error
         return loaded() if isinstance(loaded, type) else loaded

@@ -4,7 +4,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["nearest", "normalise"]
+__all__ = ["did_you_mean", "nearest", "normalise"]
 
 
 def normalise(name: str) -> str:

@@ -16,14 +16,22 @@ from importlib import resources
 from typing import Any
 
 from auto_round.errors import SchemeError, UnknownOptionError
-from auto_round.names import did_you_mean
+from auto_round.names import did_you_mean, normalise
 
-__all__ = ["PRESET_SCHEMES", "GroupSize", "QuantizationScheme", "default_scheme_name"]
+__all__ = [
+    "FULL_PRECISION_BITS",
+    "PRESET_SCHEMES",
+    "GroupSize",
+    "QuantizationScheme",
+    "check_field_names",
+    "default_scheme_name",
+]
 
 GroupSize = int | tuple[int, int]
 """-1: one group per row; 0: one group per tensor; n: n consecutive inputs of a row; (m, n): blocks of m rows by n inputs."""
 
 FULL_PRECISION_BITS = 16
+"""From this many bits on, a weight or an activation is left as it is."""
 
 
 @functools.cache
@@ -173,7 +181,7 @@ class _PresetSchemes(MutableMapping[str, QuantizationScheme]):
         default_registry().remove_scheme(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(name == known for known in self)
+        return isinstance(name, str) and normalise(name) in {normalise(known) for known in self}
 
     def __iter__(self) -> Iterator[str]:
         from auto_round.plugins import default_registry

@@ -32,6 +32,14 @@ def test_several_files_and_an_index_transformers_reads(tmp_path):
         assert torch.equal(load_file(tmp_path / table["weight_map"][name])[name], tensor)
 
 
+def test_files_are_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    writer = ShardWriter(tmp_path)
+    writer.add("a", torch.ones(3))
+    writer.close()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_name_is_written_once(tmp_path):
     writer = ShardWriter(tmp_path)
     writer.add("a", torch.ones(3))

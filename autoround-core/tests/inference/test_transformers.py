@@ -70,7 +70,14 @@ def test_a_checkpoint_whose_family_is_missing_says_what_to_install(checkpoint, i
 
 @pytest.mark.parametrize(
     ("device_map", "expected"),
-    [(None, "cpu"), ("cpu", "cpu"), (1, "cuda:1"), ({"": "cpu"}, "cpu"), ({"a": 0, "b": "cpu"}, "cuda:0"), ("cuda:2", "cuda:2")],
+    [
+        (None, "cpu"),
+        ("cpu", "cpu"),
+        (1, "cuda:1"),
+        ({"": "cpu"}, "cpu"),
+        ({"a": 0, "b": "cpu"}, "cuda:0"),
+        ("cuda:2", "cuda:2"),
+    ],
 )
 def test_target_device(device_map, expected):
     assert infer_target_device(device_map) == expected

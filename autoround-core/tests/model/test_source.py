@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from auto_round.errors import ModelError
-from auto_round.model.opened import open_model, open_skeleton
+from auto_round.model.opened import open_model
 from auto_round.model.source import locate, read_headers
 
 
@@ -53,7 +53,7 @@ def test_a_file_that_was_cut_short(model_dir, keep):
     file = model_dir / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(ModelError, match="damaged or cut short"):
-        open_skeleton(model_dir)
+        open_model(model_dir)
 
 
 def test_a_shard_that_is_missing(model_dir):
@@ -69,8 +69,10 @@ def test_a_tensor_that_is_missing(model_dir):
     tensors = load_file(model_dir / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights of LlamaForCausalLM, model\.layers\.1\.mlp\.up_proj\.weight"):
-        open_model(model_dir)
+    with pytest.raises(
+        ModelError, match=r"lacks 1 weights of LlamaForCausalLM, model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        open_model(model_dir).load()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -79,7 +81,7 @@ def test_weights_that_are_not_numbers_are_named(model_dir, value):
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
     save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* 1 values"):
-        open_model(model_dir)
+        open_model(model_dir).load()
 
 
 def test_a_model_that_is_quantized_already(model_dir):
@@ -87,13 +89,13 @@ def test_a_model_that_is_quantized_already(model_dir):
     config["quantization_config"] = {"quant_method": "something", "bits": 4}
     (model_dir / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="quantized already"):
-        open_skeleton(model_dir)
+        open_model(model_dir)
 
 
 def test_no_tokenizer_is_said_when_text_needs_one(model_dir):
     for file in model_dir.glob("tokenizer*"):
         file.unlink()
-    opened = open_skeleton(model_dir)
+    opened = open_model(model_dir)
     with pytest.raises(ModelError, match="tokenizer"):
         opened.require_tokenizer()
 
@@ -101,14 +103,16 @@ def test_no_tokenizer_is_said_when_text_needs_one(model_dir):
 def test_headers_tell_what_the_file_holds(model_dir):
     headers = read_headers(model_dir)
     stored = load_file(model_dir / "model.safetensors")
-    assert {n: (tuple(t.shape), t.dtype) for n, t in stored.items()} == {n: (h.shape, h.dtype) for n, h in headers.items()}
+    assert {n: (tuple(t.shape), t.dtype) for n, t in stored.items()} == {
+        n: (h.shape, h.dtype) for n, h in headers.items()
+    }
     with (model_dir / "model.safetensors").open("rb") as file:
         header_bytes = 8 + struct.unpack("<Q", file.read(8))[0]
     assert sum(h.nbytes for h in headers.values()) == (model_dir / "model.safetensors").stat().st_size - header_bytes
 
 
 def test_a_skeleton_reads_no_weight(model_dir):
-    opened = open_skeleton(model_dir)
+    opened = open_model(model_dir)
     assert all(p.is_meta for p in opened.model.parameters())
     assert opened.stored_dtype("model.layers.0.mlp.up_proj") == torch.bfloat16
 
@@ -117,7 +121,7 @@ def test_tensors_a_model_class_ignores_are_kept(model_dir):
     tensors = load_file(model_dir / "model.safetensors")
     tensors["mtp.extra.weight"] = torch.ones(3)
     save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
-    others = dict(open_skeleton(model_dir).other_tensors({"model.layers.0.mlp.up_proj"}))
+    others = dict(open_model(model_dir).other_tensors({"model.layers.0.mlp.up_proj"}))
     assert "mtp.extra.weight" in others
     assert "model.layers.0.mlp.up_proj.weight" not in others
 

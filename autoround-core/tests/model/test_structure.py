@@ -38,7 +38,10 @@ def test_blocks_are_found_by_structure(kind):
     assert found.blocks == tuple(f"{block_list}.{i}" for i in range(3))
     assert found.block_list == block_list
     assert sum(info.block is not None for info in found.linears) == 3 * per_block
-    assert [info.name.rpartition(".")[2] for info in found.linears if info.block is None] in (["lm_head"], ["embed_out"])
+    assert [info.name.rpartition(".")[2] for info in found.linears if info.block is None] in (
+        ["lm_head"],
+        ["embed_out"],
+    )
 
 
 def test_conv1d_weights_are_told_apart():
@@ -60,7 +63,9 @@ def test_the_larger_of_two_lists_is_the_decoder():
         def __init__(self):
             super().__init__()
             self.vision = nn.ModuleList([nn.Linear(2, 2) for _ in range(9)])
-            self.text = nn.ModuleList([nn.Sequential(nn.Linear(16, 16), nn.ModuleList([nn.Linear(16, 16)])) for _ in range(2)])
+            self.text = nn.ModuleList(
+                [nn.Sequential(nn.Linear(16, 16), nn.ModuleList([nn.Linear(16, 16)])) for _ in range(2)]
+            )
 
     assert find_structure(Two()).blocks == ("text.0", "text.1")
 

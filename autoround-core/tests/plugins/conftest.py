@@ -20,7 +20,10 @@ def offering(name, target="acme_math:Acme"):
 
 def declaring(*names):
     """Source of a plugin that only uses the decorator."""
-    return f"{FUNCTION}\n@register_dtype({list(names)!r})\ndef quantize(tensor, bits=4, v=0):\n    'One line.'\n    return tensor, 1, None\n"
+    return (
+        f"{FUNCTION}\n@register_dtype({list(names)!r})\n"
+        "def quantize(tensor, bits=4, v=0):\n    'One line.'\n    return tensor, 1, None\n"
+    )
 
 
 def schemes(*names, data_type="acme_fp5"):

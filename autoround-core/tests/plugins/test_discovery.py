@@ -6,7 +6,6 @@ from auto_round.plugins.discovery import discover
 from auto_round.testing.distributions import FakeDistribution, importable
 
 
-
 def test_metadata_alone_names_the_plugins(site):
     site.add("autoround-acme", "raise RuntimeError('imported')")
     sources, warnings = discover([str(site.folder)])
@@ -72,9 +71,9 @@ def test_metadata_nobody_can_read_hides_nothing_else(site):
 
 
 def test_a_zipped_distribution_is_found_and_loads(tmp_path, sources):
-    FakeDistribution("autoround-zip", plugins={"zip": "acme_zipped"}, modules={"acme_zipped": sources.declaring("zip4")}).write(
-        tmp_path / "tree"
-    )
+    FakeDistribution(
+        "autoround-zip", plugins={"zip": "acme_zipped"}, modules={"acme_zipped": sources.declaring("zip4")}
+    ).write(tmp_path / "tree")
     archive = shutil.make_archive(str(tmp_path / "plugin"), "zip", tmp_path / "tree")
     with importable([archive]):
         from auto_round.plugins import Registry
@@ -83,7 +82,11 @@ def test_a_zipped_distribution_is_found_and_loads(tmp_path, sources):
 
 
 def test_the_kit_writes_packages_in_any_order(tmp_path):
-    modules = {"acme_pack.deep.inner": "x = 2", "acme_pack": "from acme_pack.deep.inner import x", "acme_pack.deep": "y = 3"}
+    modules = {
+        "acme_pack.deep.inner": "x = 2",
+        "acme_pack": "from acme_pack.deep.inner import x",
+        "acme_pack.deep": "y = 3",
+    }
     with FakeDistribution("acme-pack", modules=modules).installed(tmp_path):
         import acme_pack
         import acme_pack.deep

@@ -5,7 +5,6 @@ from auto_round.errors import PluginError
 from auto_round.plugins import Registry
 
 
-
 @pytest.fixture
 def two(site, sources):
     site.add("autoround-acme", sources.declaring("acme_fp5"))
@@ -55,7 +54,9 @@ def test_a_blocked_plugin_is_not_imported(site):
 
 def test_asking_for_what_only_a_blocked_plugin_has(site, sources):
     site.add("autoround-mxfp", sources.schemes("MXFP4"))
-    with pytest.raises(PluginError, match="comes with autoround-mxfp 1.0, which is installed but blocked: .*does not allow"):
+    with pytest.raises(
+        PluginError, match=r"comes with autoround-mxfp 1.0, which is installed but blocked: .*does not allow"
+    ):
         site.registry(allow=[]).scheme("MXFP4")
     with pytest.raises(PluginError, match="is blocked: the lists given to Registry"):
         site.registry(block=["mxfp"]).scheme("mxfp:ANY")

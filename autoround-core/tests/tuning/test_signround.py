@@ -27,7 +27,9 @@ def test_step_sizes_are_the_published_ones():
     assert TuningOptions(iters=10, lr=0.3).minmax_step_size(4) == 0.3
 
 
-@pytest.mark.parametrize("bad", [{"iters": -1}, {"batch_size": 0}, {"iters": 1.5}, {"lr": 0}, {"lr": -1.0}, {"iters": True}])
+@pytest.mark.parametrize(
+    "bad", [{"iters": -1}, {"batch_size": 0}, {"iters": 1.5}, {"lr": 0}, {"lr": -1.0}, {"iters": True}]
+)
 def test_options_that_mean_nothing(bad):
     with pytest.raises(UnknownOptionError):
         TuningOptions(**bad)

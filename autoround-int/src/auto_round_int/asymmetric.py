@@ -3,14 +3,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
 import torch
 
-from auto_round.schemes import GroupSize
 from auto_round_int.fused import quantize_dequantize
 from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
 from auto_round_int.integer import IntegerDataType
+from auto_round_int.search import Found, Trial, row_chunks
+
+if TYPE_CHECKING:
+    from auto_round.schemes import GroupSize, QuantizationScheme
 
 __all__ = ["AsymmetricGrid", "IntAsym"]
+
+ENDS = 12
+"""Positions tried for each end of a range."""
+
+LEAST = {2: 0.3, 3: 0.4, 4: 0.45, 5: 0.6, 6: 0.75, 7: 0.85, 8: 0.9}
+"""The least part of an end that is tried, by bits: the finer the grid, the less clipping pays."""
 
 
 class AsymmetricGrid(Grid):
@@ -56,6 +69,18 @@ class AsymmetricGrid(Grid):
         return by_min, by_scale / steps * scales.high
 
 
+def candidates(trial: Trial, bits: int) -> Iterator[Found]:
+    """Grids worth trying: each end of the range drawn in by itself, in equal steps down to a part of it."""
+    low = trial.groups.amin(-1, keepdim=True).clamp_(max=0.0)
+    high = trial.groups.amax(-1, keepdim=True).clamp_(min=0.0)
+    steps = (1 << bits) - 1
+    parts = [1.0 - i * (1.0 - LEAST[bits]) / (ENDS - 1) for i in range(ENDS)]
+    for below, above in itertools.product(parts, parts):
+        bottom = low * below
+        scale = trial.away_from_zero((high * above - bottom) / steps)
+        yield Found(scale, (-bottom / scale).round_().clamp_(0, steps))
+
+
 class IntAsym(IntegerDataType):
     """Whole numbers from 0 to 2^b - 1 with one positive scale and one whole zero point for each group."""
 
@@ -85,3 +110,32 @@ class IntAsym(IntegerDataType):
         rounded, scales = quantize_dequantize(self.grid, tensor, v, min_scale, max_scale, settings)
         assert scales.zero_point is not None
         return rounded, scales.scale, scales.zero_point
+
+    def search(
+        self, weight: torch.Tensor, scheme: QuantizationScheme, *, imatrix: torch.Tensor | None, scale_dtype: torch.dtype
+    ) -> Mapping[str, torch.Tensor]:
+        """The range of each group whose grid fits it best, as `tensor_min` and `tensor_max`, float32 [groups]."""
+        settings = Settings.of(scheme.bits, scheme.group_size, scale_dtype)
+        steps, lows, highs = (1 << scheme.bits) - 1, [], []
+        for rows in row_chunks(weight, scheme.group_size):
+            trial = Trial(weight[rows], imatrix, self.grid, settings)
+            plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
+            start = trial.best(candidates(trial, scheme.bits))
+            before = Found(plain.scale.float(), plain.zero_point)
+            low, high = range_of(trial.polish(before, start), before, plain, steps)
+            lows.append(low)
+            highs.append(high)
+        return {"tensor_min": torch.cat(lows), "tensor_max": torch.cat(highs)}
+
+
+def range_of(found: Found, before: Found, plain: Scales, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range that gives a found grid back, [groups]; the group's own where plain rounding stays.
+
+    -s z and s (steps - z) are exact for scales of 16 bits, whose products with whole numbers up to 255 fit float32; so
+    is the way back, s = (high - low) / steps and z = -low / s. A float32 scale may come back different in its last bit.
+    """
+    (scale, zero_point), (scale_before, zero_before) = found, before
+    assert zero_point is not None and zero_before is not None
+    stays = ((scale == scale_before) & (zero_point == zero_before)).reshape(-1)
+    low, high = -scale * zero_point, scale * (steps - zero_point)
+    return torch.where(stays, plain.low, low.reshape(-1)), torch.where(stays, plain.high, high.reshape(-1))

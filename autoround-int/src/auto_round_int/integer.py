@@ -31,6 +31,7 @@ class IntegerDataType(DataType):
 
     grid: ClassVar[Grid]
     encodes = True
+    searches = True
 
     def supports(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
         if not 2 <= scheme.bits <= 8:
@@ -38,6 +39,10 @@ class IntegerDataType(DataType):
         if isinstance(scheme.group_size, tuple):
             return f"{self.name} has groups along a row (a whole number), not blocks of {scheme.group_size}"
         return None
+
+    def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
+        """The importance of input channels, except at eight bits, where searching gains too little to observe it for."""
+        return frozenset({"imatrix"}) if scheme.bits < 8 else frozenset()
 
     def encode(self, weight: torch.Tensor, scheme: QuantizationScheme, **offers: Any) -> Codes:
         v, settings = offers.pop("v", 0), _settings(scheme, offers)

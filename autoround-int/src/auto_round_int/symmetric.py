@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
 import torch
 
-from auto_round.schemes import GroupSize
 from auto_round_int.fused import quantize_dequantize
 from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
 from auto_round_int.integer import IntegerDataType
+from auto_round_int.search import Found, Trial, row_chunks
+
+if TYPE_CHECKING:
+    from auto_round.schemes import GroupSize, QuantizationScheme
 
 __all__ = ["IntSym", "SymmetricGrid"]
+
+FINE, COARSE, SPAN = 100, 24, 0.75
+"""Candidates on either side of plain rounding, with its sign and with the other, up to this relative change of 1 / s."""
 
 
 class SymmetricGrid(Grid):
@@ -65,6 +74,19 @@ class SymmetricGrid(Grid):
         return by_min * moves, by_max * moves
 
 
+def candidates(trial: Trial, bits: int) -> Iterator[Found]:
+    """Scales worth trying, RTN's (its two ends at the ends of the grid) among them.
+
+    The sign that plain rounding takes, in fine steps, and the opposite one, that puts the extreme weight on the grid's
+    shorter end, in coarse ones: most codes stay the same from one coarse step to the next, and refitting does the rest.
+    """
+    groups, steps = trial.groups, 1 << (bits - 1)
+    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    for end, count, step in ((-steps, FINE, SPAN / FINE), (steps - 1, COARSE, SPAN / COARSE)):
+        for i in range(-count, count + 1):
+            yield Found(trial.away_from_zero(extreme / (end * (1.0 + step * i))), None)
+
+
 class IntSym(IntegerDataType):
     """Whole numbers from -2^(b-1) to 2^(b-1) - 1 times one scale for each group, which may be negative."""
 
@@ -95,3 +117,16 @@ class IntSym(IntegerDataType):
         settings = Settings.of(bits, group_size, scale_dtype, q_scale_thresh, tensor_min, tensor_max, init_scale)
         rounded, scales = quantize_dequantize(self.grid, tensor, v, min_scale, max_scale, settings)
         return rounded, scales.scale, 1 << (bits - 1)
+
+    def search(
+        self, weight: torch.Tensor, scheme: QuantizationScheme, *, imatrix: torch.Tensor | None, scale_dtype: torch.dtype
+    ) -> Mapping[str, torch.Tensor]:
+        """The scale of each group that fits it best, as `init_scale`, float32 [groups, 1]."""
+        settings = Settings.of(scheme.bits, scheme.group_size, scale_dtype)
+        found = []
+        for rows in row_chunks(weight, scheme.group_size):
+            trial = Trial(weight[rows], imatrix, self.grid, settings)
+            plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
+            start = trial.best(candidates(trial, scheme.bits))
+            found.append(trial.polish(Found(plain.scale.float(), None), start).scale)
+        return {"init_scale": torch.cat(found)}

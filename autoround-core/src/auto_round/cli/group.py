@@ -16,7 +16,7 @@ import click
 
 from auto_round.errors import AutoRoundError
 
-__all__ = ["CommandEntry", "LazyGroup"]
+__all__ = ["TRACEBACK", "CommandEntry", "LazyGroup"]
 
 TRACEBACK = "AUTO_ROUND_TRACEBACK"
 

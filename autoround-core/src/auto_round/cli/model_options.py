@@ -15,7 +15,7 @@ __all__ = ["model_and_scheme", "read_model", "read_scheme"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class GroupSizeType(click.ParamType):
+class GroupSizeType(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4 on
     """A whole number, or two for a block: `128` or `128,128`."""
 
     name = "size"
@@ -32,7 +32,7 @@ class GroupSizeType(click.ParamType):
         self.fail(f"{value!r} is neither a number nor two numbers with a comma", param, ctx)
 
 
-class LayerConfigType(click.ParamType):
+class LayerConfigType(click.ParamType):  # type: ignore[type-arg]
     """A JSON object, or the name of a file with one."""
 
     name = "json"

@@ -43,7 +43,7 @@ def quantize(**options: Any) -> None:
     scheme = read_scheme(options)
     output, output_format = options.pop("output"), options.pop("format_")
     quiet = options.pop("quiet")
-    tuning = {
+    tuning: dict[str, Any] = {
         "enable_minmax_tuning": not options.pop("disable_minmax_tuning"),
         "enable_quanted_input": not options.pop("disable_quanted_input"),
     }

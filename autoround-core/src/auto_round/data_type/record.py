@@ -85,7 +85,12 @@ class DataType:
         return frozenset()
 
     def search(
-        self, weight: torch.Tensor, scheme: QuantizationScheme, *, imatrix: torch.Tensor | None, scale_dtype: torch.dtype
+        self,
+        weight: torch.Tensor,
+        scheme: QuantizationScheme,
+        *,
+        imatrix: torch.Tensor | None,
+        scale_dtype: torch.dtype,
     ) -> Mapping[str, torch.Tensor]:
         """Find a better start than a group's minimum and maximum.
 

@@ -28,6 +28,10 @@ class ShardWriter:
         self._written: list[list[str]] = []
         self._names: set[str] = set()
         self._total = 0
+        probe = directory / "mode"
+        probe.touch()
+        self._mode = probe.stat().st_mode
+        probe.unlink()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Take one tensor.
@@ -69,5 +73,7 @@ class ShardWriter:
             save_file(self._pending, self._part(len(self._written)), metadata={"format": "pt"})
         except SafetensorError as error:
             raise OutputError(f"{self._directory} could not be written: {error}.") from error
+        # safetensors makes its files readable by their owner alone; checkpoints are shared like any other file.
+        self._part(len(self._written)).chmod(self._mode)
         self._written.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0

@@ -41,7 +41,7 @@ def convert_hf_model(
         ModelError: the description makes no sense.
     """
     registry = registry or default_registry()
-    config = _as_dict(model.config.quantization_config)  # type: ignore[union-attr,arg-type]
+    config = _as_dict(model.config.quantization_config)  # type: ignore[union-attr]
     used = set()
     for info in find_structure(model).linears:
         described = _layer_config(config, info)

@@ -40,6 +40,8 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype) if bias else None)
         self._weight: torch.Tensor | None = None
 
+    bias: torch.Tensor | None
+
     @torch.no_grad()
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, [out_features, in_features], in the given dtype."""

@@ -17,7 +17,7 @@ from auto_round.errors import ModelError
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
 
-__all__ = ["OpenModel", "open_model", "open_skeleton", "wrap_model"]
+__all__ = ["OpenModel", "open_model", "wrap_model"]
 
 
 @dataclass
@@ -27,7 +27,7 @@ class OpenModel:
     Attributes:
         name: what the user wrote, or the name the model object carries.
         directory: its files, None for a model object that came without.
-        model: the modules; on the meta device for a skeleton.
+        model: the modules; on the meta device, without weights, until `load` is called.
         structure: its blocks and linear layers.
         headers: its stored tensors, empty without a directory.
         tokenizer: given or loaded when first asked for, see `require_tokenizer`.
@@ -71,17 +71,46 @@ class OpenModel:
             from transformers import AutoTokenizer
 
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(
-                    self.directory, trust_remote_code=self.trust_remote_code
-                )
+                self.tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
             except (OSError, ValueError, KeyError, ImportError) as error:
                 raise ModelError(
                     f"no tokenizer could be loaded from {self.directory} ({_first_line(error)}); "
                     "put the tokenizer files there or pass calibration data as token ids."
                 ) from error
         if self.tokenizer is None:
-            raise ModelError("the model came without a tokenizer: pass tokenizer=..., or calibration data as token ids.")
+            raise ModelError(
+                "the model came without a tokenizer: pass tokenizer=..., or calibration data as token ids."
+            )
         return self.tokenizer
+
+    def load(self) -> None:
+        """Read the weights, in the dtype they are stored in; does nothing if they are there.
+
+        Raises:
+            ModelError: they cannot be read, are incomplete, or are not numbers.
+        """
+        if self.directory is None or not any(p.is_meta for p in self.model.parameters()):
+            return
+        from transformers import AutoModelForCausalLM
+
+        try:
+            loaded, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+                self.directory, dtype="auto", output_loading_info=True, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error
+        missing = sorted(info["missing_keys"])  # type: ignore[has-type]
+        if missing:
+            raise ModelError(
+                f"{self.directory} lacks {len(missing)} weights of {self.architecture}, {missing[0]} first."
+            )
+        mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))  # type: ignore[has-type]
+        if mismatched:
+            raise ModelError(
+                f"{self.directory}: the stored shape of {mismatched[0]} is not the one its config describes."
+            )
+        self.model = loaded.eval().requires_grad_(False)  # type: ignore[has-type]
+        self.check_finite()
 
     def check_finite(self) -> None:
         """Refuse weights that are not numbers.
@@ -114,41 +143,13 @@ class OpenModel:
 
 
 def open_model(
-    model: str | os.PathLike[str], *, tokenizer: Any = None, trust_remote_code: bool = False, revision: str | None = None
+    model: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> OpenModel:
-    """Load a model with its weights in the dtype they are stored in.
-
-    Raises:
-        ModelError: it cannot be found, read, is incomplete, or has weights that are not numbers.
-    """
-    from transformers import AutoModelForCausalLM
-
-    skeleton = open_skeleton(model, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision)
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            skeleton.directory,
-            dtype="auto",
-            low_cpu_mem_usage=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{model} cannot be loaded: {_first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(f"{model} lacks {len(missing)} weights of {type(loaded).__name__}, {missing[0]} first.")
-    mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
-    if mismatched:
-        raise ModelError(f"{model}: the stored shape of {mismatched[0]} is not the one its config describes.")
-    skeleton.model = loaded.eval().requires_grad_(False)
-    skeleton.check_finite()
-    return skeleton
-
-
-def open_skeleton(
-    model: str | os.PathLike[str], *, tokenizer: Any = None, trust_remote_code: bool = False, revision: str | None = None
-) -> OpenModel:
-    """Everything about a model that its config and the headers of its files tell; no weight is read.
+    """Open a model by everything its config and the headers of its files tell; no weight is read before `load`.
 
     Raises:
         ModelError: it cannot be found or understood, or its files are damaged.
@@ -162,14 +163,14 @@ def open_skeleton(
         with torch.device("meta"):
             bare = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-        raise ModelError(f"{directory} is no causal language model that transformers can build: {_first_line(error)}") from error
+        raise ModelError(
+            f"{directory} is no causal language model that transformers can build: {_first_line(error)}"
+        ) from error
     already = getattr(config, "quantization_config", None)
     if already is not None:
         method = already.get("quant_method", "unknown") if isinstance(already, dict) else already
         raise ModelError(f"{directory} is quantized already (method {method}); start from the original model.")
-    return OpenModel(
-        os.fspath(model), directory, bare, find_structure(bare), headers, tokenizer, trust_remote_code
-    )
+    return OpenModel(os.fspath(model), directory, bare, find_structure(bare), headers, tokenizer, trust_remote_code)
 
 
 def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -77,7 +78,7 @@ def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
             yield from _outermost_lists(child, path)
 
 
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _linears(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D))
 
 

@@ -30,6 +30,9 @@ class Catalogue:
             # What the hooks say of a name is the fuller record of what the same plugin declares under it.
             if all(rival.plugin is not claim.plugin for rival in rivals):
                 rivals.append(claim)
+        self._order = {plugin: n for n, plugin in enumerate(self.plugins)}
+        for claims in self._claims.values():
+            claims.sort(key=lambda claim: self._order[claim.plugin])
 
     def find(self, kind: Kind, name: str) -> Claim | None:
         """Who answers for a name, plain or qualified; None if nobody does.
@@ -66,9 +69,8 @@ class Catalogue:
 
     def claims(self, kind: Kind) -> list[Claim]:
         """Every claim of a kind, in the order of the plugins."""
-        order = {plugin: n for n, plugin in enumerate(self.plugins)}
         claims = [c for (of_kind, _), cs in self._claims.items() if of_kind == kind for c in cs]
-        return sorted(claims, key=lambda claim: order[claim.plugin])
+        return sorted(claims, key=lambda claim: self._order[claim.plugin])
 
     def rivals(self, claim: Claim) -> list[Claim]:
         """The other claims to the same name, unless one of them all overrides."""

@@ -59,9 +59,7 @@ def _loaded(claim: Claim) -> Any:
         made = FunctionDataType(claim.name, made, accepted_offers(made))
     expected = _CLASSES[claim.kind]
     if not isinstance(made, expected):
-        raise ContractError(
-            f"{thing.target} is {'a' if made is not None else ''} {type(made).__name__}, not a {expected.__name__}."
-        )
+        raise ContractError(f"{thing.target} is an object of type {type(made).__name__}, not of {expected.__name__}.")
     name = getattr(made, "name", None)
     if name != claim.name:
         raise ContractError(f"{thing.target} calls itself {name!r}, but its plugin offers it as {claim.name!r}.")

@@ -15,7 +15,7 @@ from auto_round.errors import ContractError
 from auto_round.names import normalise
 from auto_round.plugins.records import UNAVAILABLE, Claim, Plugin
 
-__all__ = ["Declared", "check_declared", "claim_module", "forget", "note_import", "owner_module"]
+__all__ = ["Declared", "check_declared", "claim_module", "forget", "note_import", "owner_module", "snapshot"]
 
 _made_by: dict[int, tuple[Declaration, str]] = {}
 """Declarations made while a plugin was imported, by identity: with the module that was imported."""
@@ -32,6 +32,11 @@ def note_import(module: str, start: int) -> None:
 def claim_module(module: str) -> None:
     """Say that what is declared in a module, or below it, is a plugin's and not the program's."""
     _claimed_modules.add(module)
+
+
+def snapshot() -> tuple[list[Declaration], int]:
+    """Differs from an earlier one if what is declared, or whose it is, may have changed."""
+    return list(declarations()), len(_claimed_modules)
 
 
 def forget(module: str, modules: Mapping[str, Plugin], start: int) -> None:

@@ -16,7 +16,7 @@ from importlib import resources
 from auto_round.names import normalise
 from auto_round.plugins.records import Kind
 
-__all__ = ["KnownDistribution", "bringing", "known_distributions", "what_to_install"]
+__all__ = ["KnownDistribution", "bringing", "known_distributions", "plain_names", "what_to_install"]
 
 _FIELDS: dict[Kind, str] = {"data type": "data_types", "scheme": "schemes", "format": "formats", "packing": "packings"}
 

@@ -8,12 +8,11 @@ import threading
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
-from auto_round.data_type.register import Declaration, declarations
-from auto_round.errors import AutoRoundError, ConflictError, PluginError, UnknownNameError
+from auto_round.errors import AutoRoundError, ConflictError, ContractError, PluginError, UnknownNameError
 from auto_round.names import normalise
 from auto_round.plugins.builtin import builtin_source
 from auto_round.plugins.catalogue import Catalogue
-from auto_round.plugins.declared import Declared
+from auto_round.plugins.declared import Declared, snapshot
 from auto_round.plugins.discovery import discover
 from auto_round.plugins.loading import load
 from auto_round.plugins.records import Claim, Plugin, Source
@@ -56,7 +55,7 @@ class Holdings:
         self._warnings: list[str] = []
         self._is_loaded = False
         self._current: Catalogue | None = None
-        self._seen: list[Declaration] = []
+        self._seen = snapshot()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -64,8 +63,9 @@ class Holdings:
         with LOCK:
             if not self._is_loaded:
                 self._load_installed()
-            if self._current is None or self._seen != declarations():
-                self._seen = list(declarations())
+            seen = snapshot()
+            if self._current is None or self._seen != seen:
+                self._seen = seen
                 self._script.claims = [
                     Claim(self._script, "scheme", name, scheme, overrides=True) for name, scheme in self._added.values()
                 ]
@@ -98,7 +98,8 @@ class Holdings:
             try:
                 loaded = load(source, self._modules(), raising=True)
             except AutoRoundError as error:
-                raise type(error)(f"plugin {name} cannot be registered: {error}") from error
+                kind = ContractError if isinstance(error, ContractError) else PluginError
+                raise kind(f"plugin {name} cannot be registered: {error}") from error
             except (Exception, SystemExit) as error:
                 raise PluginError(f"plugin {name} cannot be registered: {type(error).__name__}: {error}") from error
             self._given.append(loaded)

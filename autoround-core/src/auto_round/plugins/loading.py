@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import traceback
 from collections.abc import Mapping
 
@@ -72,7 +73,9 @@ def load(source: Source, modules: Mapping[str, Plugin], *, raising: bool = False
 
 
 def _check_api(plugin: Plugin) -> None:
-    stated = getattr(plugin.loaded, "AUTO_ROUND_API", "1.0")
+    # An entry point may name an object; the statement then stands in it or in its module.
+    places = (plugin.loaded, sys.modules.get(plugin.source.module))
+    stated = next((p.AUTO_ROUND_API for p in places if hasattr(p, "AUTO_ROUND_API")), "1.0")
     form = re.fullmatch(r"(\d+)\.(\d+)", stated) if isinstance(stated, str) else None
     if form is None:
         raise ContractError(f'AUTO_ROUND_API is {stated!r}; it is written as "1.0".')

@@ -18,6 +18,6 @@ def other_distribution() -> str | None:
     except importlib_metadata.PackageNotFoundError:
         return None
     return (
-        f"the distribution {_OTHER} {version} is installed beside {_OURS} and uses the same import name, auto_round, so "
-        f"files of one may replace the other's: pip uninstall {_OTHER}, then pip install --force-reinstall {_OURS}."
+        f"the distribution {_OTHER} {version} is installed beside {_OURS} and uses the same import name, auto_round, "
+        f"so files of one may replace the other's: pip uninstall {_OTHER}, then pip install --force-reinstall {_OURS}."
     )

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What authors of data types test with."""

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -184,8 +184,12 @@ def _quantize_block(
     if options.iters and options.enable_quanted_input and index + 1 < len(model.structure.blocks):
         chains.quantized = runner.over(chains, chains.quantized)
     chains.reference = targets
-    told = (outcome.loss_before, outcome.loss_after, outcome.kept_step) if outcome else (None, None, None)
-    return BlockResult(name, tuple(finished), *told, seconds=time.monotonic() - start)
+    seconds = time.monotonic() - start
+    if outcome is None:
+        return BlockResult(name, tuple(finished), seconds=seconds)
+    return BlockResult(
+        name, tuple(finished), outcome.loss_before, outcome.loss_after, outcome.kept_step, seconds=seconds
+    )
 
 
 def _round_layer(model: OpenModel, layer: LayerSpec, options: TuningOptions, device: torch.device) -> LayerResult:
@@ -220,7 +224,7 @@ def _put(block: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         setattr(block.get_submodule(parent), attribute, module)
 
 
-def _store(linear: nn.Module, result: LayerResult) -> None:
+def _store(linear: Any, result: LayerResult) -> None:
     """Give a plain layer the weight every runtime will see."""
     weight = result.weight.T if result.layer.transposed else result.weight
     linear.weight.copy_(weight)

@@ -27,9 +27,7 @@ class TunableLinear(nn.Module):
         learnt: `v`, `min_scale`, `max_scale` as far as the data type learns them, float32.
     """
 
-    def __init__(
-        self, linear: nn.Module, layer: LayerSpec, compute_dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, linear: Any, layer: LayerSpec, compute_dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         assert layer.data_type is not None
         weight: torch.Tensor = linear.weight.detach().to(device)
