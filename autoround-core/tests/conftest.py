@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What core's tests share: a data type no family has, a registry that holds it alone, and models small enough to make."""
+"""What core's tests share: a data type no family has, a registry that holds it alone, small models."""
+
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ class Steps(DataType):
 
     name = "steps"
     summary = "steps of one scale per group"
-    tuned = {"v": None, "max_scale": (0.0, 1.0)}
+    tuned: ClassVar = {"v": None, "max_scale": (0.0, 1.0)}
     encodes = True
     searches = True
 
@@ -78,6 +80,12 @@ class StepsPlugin:
     @hookimpl
     def schemes(self):
         return {"STEPS4": QuantizationScheme(bits=4, group_size=32, data_type="steps")}
+
+
+@pytest.fixture
+def steps_plugin():
+    """The plugin by itself."""
+    return StepsPlugin()
 
 
 @pytest.fixture

@@ -179,12 +179,8 @@ class AutoRound:
         for layer in wanted.quantized:
             used = self._results[layer.name].layer.scale_dtype or torch.float16
             if layer.scale_dtype not in (None, used):
-                raise PlanError(
-                    [
-                        f"{layer.name} was quantized with scales in {used}, and format {format} stores {layer.scale_dtype}: "
-                        "call quantize_and_save with this format instead."
-                    ]
-                )
+                told = f"quantized with scales in {used}, and format {format} stores {layer.scale_dtype}"
+                raise PlanError([f"{layer.name} was {told}: call quantize_and_save with this format instead."])
         folders = _folders(Path(output_dir), formats)
         with ExitStack() as stack:
             for output_format, folder in zip(formats, folders, strict=True):

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 GroupSize = int | tuple[int, int]
-"""-1: one group per row; 0: one group per tensor; n: n consecutive inputs of a row; (m, n): blocks of m rows by n inputs."""
+"""-1: a group per row; 0: one per tensor; n: one per n inputs of a row; (m, n): one per m rows by n inputs."""
 
 FULL_PRECISION_BITS = 16
 """From this many bits on, a weight or an activation is left as it is."""

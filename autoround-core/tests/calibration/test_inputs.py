@@ -21,11 +21,12 @@ from auto_round.model.structure import find_structure
 
 WIDE = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 60, "num_hidden_layers": 3}
 GROUPED = {**WIDE, "num_key_value_heads": 1, "intermediate_size": 24}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 CONFIGS = {
     "llama": LlamaConfig(**GROUPED),
     "qwen3": Qwen3Config(**GROUPED, head_dim=8),
     # Sliding and full attention alternate, so blocks are called with different masks and rotary tables.
-    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=4, layer_types=KINDS),
     "gpt2": GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=60),
     "gpt_neox": GPTNeoXConfig(**WIDE, intermediate_size=32),
     "opt": OPTConfig(**{**WIDE, "ffn_dim": 32, "word_embed_proj_dim": 16, "do_layer_norm_before": True}),

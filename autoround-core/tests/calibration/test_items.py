@@ -163,7 +163,7 @@ def test_a_data_set_of_the_datasets_library(tokenizer, words):
         (7, "dataset is of type int: pass a file name"),
         (b"text", "dataset is of type bytes"),
         ([3.5, 1.0], "whole numbers"),
-        ([None], r"dataset\[0\] is of type NoneType: an item is a text"),
+        ([None], r"dataset\[0\] is of type NoneType: items are texts"),
         ([[1, 2], {"content": "x", "id": 1}], r'dataset\[1\] has no "text" field .*\(it has: content, id\)'),
         ([{}], r"\(it has: nothing\)"),
         ([{"text": 5}], r'dataset\[0\]: "text" holds int, not a string'),

@@ -69,9 +69,13 @@ def test_the_directory_appears_when_it_is_complete(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_and_not_at_all_when_something_fails(tmp_path, error):
-    with pytest.raises(error), staged_output(tmp_path / "out") as staging:
-        (staging / "file").write_text("x")
-        raise error
+    def fail():
+        with staged_output(tmp_path / "out") as staging:
+            (staging / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,14 +13,12 @@ from auto_round.inference.convert_model import infer_target_device
 from auto_round.inference.packed_linear import PackedLinear
 from auto_round.plugins import default_registry
 
-from ..conftest import StepsPlugin
-
 
 @pytest.fixture
-def installed():
+def installed(steps_plugin):
     """The data type in the process-wide registry, which is the one transformers gets to."""
     registry = default_registry()
-    registry.register(StepsPlugin(), name="steps")
+    registry.register(steps_plugin, name="steps")
     yield registry
     registry.unregister("steps")
 

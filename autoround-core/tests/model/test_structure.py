@@ -9,25 +9,14 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, GPTNeoX
 from auto_round.errors import ModelError
 from auto_round.model.structure import find_structure
 
+WIDTH = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 40}
 SMALL = {
     "gpt2": (GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=40), "transformer.h", 4),
-    "gpt_neox": (
-        GPTNeoXConfig(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=40),
-        "gpt_neox.layers",
-        4,
-    ),
-    "opt": (
-        OPTConfig(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, ffn_dim=32, vocab_size=40, word_embed_proj_dim=16),
-        "model.decoder.layers",
-        6,
-    ),
-    "falcon": (FalconConfig(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, vocab_size=40), "transformer.h", 4),
-    "qwen3": (
-        Qwen3Config(num_hidden_layers=3, hidden_size=16, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=40),
-        "model.layers",
-        7,
-    ),
-}  # fmt: skip
+    "gpt_neox": (GPTNeoXConfig(**WIDTH, intermediate_size=32), "gpt_neox.layers", 4),
+    "opt": (OPTConfig(**WIDTH, ffn_dim=32, word_embed_proj_dim=16), "model.decoder.layers", 6),
+    "falcon": (FalconConfig(**WIDTH), "transformer.h", 4),
+    "qwen3": (Qwen3Config(**WIDTH, num_key_value_heads=1, intermediate_size=32), "model.layers", 7),
+}
 
 
 @pytest.mark.parametrize("kind", SMALL)

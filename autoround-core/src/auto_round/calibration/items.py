@@ -78,7 +78,7 @@ def _split(place: str, item: Any) -> Iterator[Sample]:
                 yield from _split(place, part)
     else:
         raise CalibrationError(
-            f"{place} is of type {type(item).__name__}: an item is a text, token ids, or a record with text or input_ids."
+            f"{place} is of type {type(item).__name__}: items are texts, token ids, or records with text or input_ids."
         )
 
 

@@ -51,7 +51,7 @@ def load_calibration(
         end-of-text token, else 0.
 
     Raises:
-        CalibrationError: the data cannot be found, read or understood, or is too little; there is text and no tokenizer;
+        CalibrationError: the data cannot be found, read or understood, or is too little; text without tokenizer;
             nsamples or seqlen is less than 1.
     """
     for name, value in (("nsamples", nsamples), ("seqlen", seqlen)):

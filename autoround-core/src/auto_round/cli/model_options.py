@@ -29,7 +29,7 @@ class GroupSizeType(click.ParamType):  # type: ignore[type-arg]  # generic only 
             return numbers[0]
         if len(numbers) == 2:
             return numbers[0], numbers[1]
-        self.fail(f"{value!r} is neither a number nor two numbers with a comma", param, ctx)
+        return self.fail(f"{value!r} is neither a number nor two numbers with a comma", param, ctx)
 
 
 class LayerConfigType(click.ParamType):  # type: ignore[type-arg]

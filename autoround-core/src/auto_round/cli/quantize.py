@@ -32,7 +32,7 @@ __all__ = ["quantize"]
 @click.option("--device-map", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if there is one]")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def quantize(**options: Any) -> None:
-    """Quantize MODEL and write a checkpoint that loads elsewhere.
+    r"""Quantize MODEL and write a checkpoint that loads elsewhere.
 
     \b
     auto-round quantize ./Llama-3.1-8B --scheme W4A16 --output ./Llama-3.1-8B-W4A16

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Format `auto_round`: the container every data type fits in, read by transformers and, packing by packing, by others."""
+"""Format `auto_round`: the container every data type fits in; transformers reads it, others by the packing."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 
 Cheng, Zhang, Shen, Cai, He, Lv, Liu: "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of
 LLMs", 2023, arXiv:2309.05516, algorithm 1. The step is the sign of the gradient times a step size that falls linearly
-to 0. One thing differs: parameters are chosen by the loss on a fixed slice of the samples, looked at a few times, not by
-the luckiest mini-batch.
+to 0. One thing differs: parameters are chosen by the loss on a fixed slice of the samples, looked at a few times, and
+not by the luckiest mini-batch.
 """
 
 from __future__ import annotations
