@@ -85,6 +85,6 @@ def test_places_that_cannot_take_it(tmp_path):
         check_output(tmp_path / "file", 1)
     with pytest.raises(OutputError, match="not empty"):
         check_output(tmp_path, 1)
-    with pytest.raises(OutputError, match="GB free"):
+    with pytest.raises(OutputError, match="free and the output needs"):
         check_output(tmp_path / "new", 10**18)
     check_output(tmp_path / "new/deeper", 1)

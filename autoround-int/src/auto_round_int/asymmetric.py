@@ -22,8 +22,8 @@ __all__ = ["AsymmetricGrid", "IntAsym"]
 ENDS = 12
 """Positions tried for each end of a range."""
 
-LEAST = {2: 0.3, 3: 0.4, 4: 0.45, 5: 0.6, 6: 0.75, 7: 0.85, 8: 0.9}
-"""The least part of an end that is tried, by bits: the finer the grid, the less clipping pays."""
+LEAST = {2: 0.15, 3: 0.2, 4: 0.25, 5: 0.4, 6: 0.75, 7: 0.85, 8: 0.9}
+"""The least part of an end that is tried, by bits: the finer the grid, the less it pays to cut off."""
 
 
 class AsymmetricGrid(Grid):
@@ -112,7 +112,12 @@ class IntAsym(IntegerDataType):
         return rounded, scales.scale, scales.zero_point
 
     def search(
-        self, weight: torch.Tensor, scheme: QuantizationScheme, *, imatrix: torch.Tensor | None, scale_dtype: torch.dtype
+        self,
+        weight: torch.Tensor,
+        scheme: QuantizationScheme,
+        *,
+        imatrix: torch.Tensor | None,
+        scale_dtype: torch.dtype,
     ) -> Mapping[str, torch.Tensor]:
         """The range of each group whose grid fits it best, as `tensor_min` and `tensor_max`, float32 [groups]."""
         settings = Settings.of(scheme.bits, scheme.group_size, scale_dtype)

@@ -179,7 +179,12 @@ def scale_moves(exact: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def wide_codes(
-    groups: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, v: torch.Tensor | None, low: int, high: int
+    groups: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    v: torch.Tensor | None,
+    low: int,
+    high: int,
 ) -> torch.Tensor:
     """Codes `round(w / s + v) + z`, rounded half to even, kept within one step of the grid.
 

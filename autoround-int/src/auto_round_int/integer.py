@@ -41,7 +41,7 @@ class IntegerDataType(DataType):
         return None
 
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
-        """The importance of input channels, except at eight bits, where searching gains too little to observe it for."""
+        """The importance of input channels; at eight bits searching gains too little to observe it for."""
         return frozenset({"imatrix"}) if scheme.bits < 8 else frozenset()
 
     def encode(self, weight: torch.Tensor, scheme: QuantizationScheme, **offers: Any) -> Codes:

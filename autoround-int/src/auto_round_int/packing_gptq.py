@@ -56,7 +56,7 @@ class IntegerPacking(Packing):
         if isinstance(scheme.group_size, tuple) or scheme.group_size == 0:
             return f"{self.name} stores groups along a row (group_size -1 for whole rows), not {scheme.group_size}"
         if shape[0] % MULTIPLE or shape[1] % MULTIPLE:
-            return f"{self.name} needs both sides of a weight to be multiples of {MULTIPLE}, not {shape[0]} by {shape[1]}"
+            return f"{self.name} needs both sides of a weight to be multiples of {MULTIPLE}, not {shape}"
         return None
 
     def scale_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["IntSym", "SymmetricGrid"]
 
 FINE, COARSE, SPAN = 100, 24, 0.75
-"""Candidates on either side of plain rounding, with its sign and with the other, up to this relative change of 1 / s."""
+"""Steps on either side of plain rounding, with its sign and with the other, up to this relative change of 1 / s."""
+
+WIDER, RATIO = 11, 1.15
+"""Steps beyond, each smaller than the one before by this ratio; they reach an eighth of plain rounding's scale."""
 
 
 class SymmetricGrid(Grid):
@@ -75,16 +78,18 @@ class SymmetricGrid(Grid):
 
 
 def candidates(trial: Trial, bits: int) -> Iterator[Found]:
-    """Scales worth trying, RTN's (its two ends at the ends of the grid) among them.
+    """Scales worth trying, plain rounding's among them.
 
     The sign that plain rounding takes, in fine steps, and the opposite one, that puts the extreme weight on the grid's
-    shorter end, in coarse ones: most codes stay the same from one coarse step to the next, and refitting does the rest.
+    shorter end, in coarse ones: few codes change from one coarse step to the next, and refitting does the rest. Beyond
+    lie scales that cut outliers off, which pays where the grid is coarse or few inputs matter.
     """
     groups, steps = trial.groups, 1 << (bits - 1)
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    for end, count, step in ((-steps, FINE, SPAN / FINE), (steps - 1, COARSE, SPAN / COARSE)):
-        for i in range(-count, count + 1):
-            yield Found(trial.away_from_zero(extreme / (end * (1.0 + step * i))), None)
+    cuts = [(1.0 + SPAN) * RATIO**i for i in range(1, WIDER + 1)]
+    for end, count in ((-steps, FINE), (steps - 1, COARSE)):
+        for part in (*(1.0 + SPAN * i / count for i in range(-count, count + 1)), *cuts):
+            yield Found(trial.away_from_zero(extreme / (end * part)), None)
 
 
 class IntSym(IntegerDataType):
@@ -119,7 +124,12 @@ class IntSym(IntegerDataType):
         return rounded, scales.scale, 1 << (bits - 1)
 
     def search(
-        self, weight: torch.Tensor, scheme: QuantizationScheme, *, imatrix: torch.Tensor | None, scale_dtype: torch.dtype
+        self,
+        weight: torch.Tensor,
+        scheme: QuantizationScheme,
+        *,
+        imatrix: torch.Tensor | None,
+        scale_dtype: torch.dtype,
     ) -> Mapping[str, torch.Tensor]:
         """The scale of each group that fits it best, as `init_scale`, float32 [groups, 1]."""
         settings = Settings.of(scheme.bits, scheme.group_size, scale_dtype)

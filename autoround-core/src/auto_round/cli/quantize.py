@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from auto_round.cli.model_options import model_and_scheme, read_model, read_scheme
+from auto_round.sizes import readable_size
 
 __all__ = ["quantize"]
 
@@ -55,12 +56,8 @@ def quantize(**options: Any) -> None:
     click.echo(
         f"{plan.scheme_name}: {len(plan.quantized)} of {len(plan.layers)} linear layers, "
         f"{plan.bits_per_weight:.2f} bits per quantized weight, "
-        f"{_size(plan.model_bytes)} -> {_size(plan.output_bytes)}, "
-        f"{job.report.seconds:.1f} s" + (f", peak memory {_size(peak)}" if peak else "")
+        f"{readable_size(plan.model_bytes)} -> {readable_size(plan.output_bytes)}, "
+        f"{job.report.seconds:.1f} s" + (f", peak memory {readable_size(peak)}" if peak else "")
     )
     for folder in folders:
         click.echo(f"written: {Path(folder)}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from auto_round.errors import OutputError
+from auto_round.sizes import readable_size
 
 __all__ = ["check_output", "staged_output"]
 
@@ -34,7 +35,7 @@ def check_output(directory: Path, expected_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < expected_bytes * SPACE_MARGIN:
         raise OutputError(
-            f"the disk of {parent} has {free / 1e9:.2f} GB free and the output needs {expected_bytes / 1e9:.2f} GB."
+            f"the disk of {parent} has {readable_size(free)} free and the output needs {readable_size(expected_bytes)}."
         )
 
 

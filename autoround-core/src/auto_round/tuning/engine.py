@@ -173,13 +173,14 @@ def _quantize_block(
             outcome = tune_block(
                 list(tunables.values()), samples, options, chains.batch_size, generator, device, progress.step
             )
+    _put(block, linears)
     finished = []
     for inner, tunable in tunables.items():
         result = tunable.finish()
         finished.append(result)
-        for linear in {id(m): m for m in (linears[inner], stored.get_submodule(inner))}.values():
-            _store(linear, result)
-    _put(block, linears)
+        _store(linears[inner], result)
+        if block is not stored:
+            _store(stored.get_submodule(inner), result)
     # The quantized chain feeds nothing unless a later block is tuned on it.
     if options.iters and options.enable_quanted_input and index + 1 < len(model.structure.blocks):
         chains.quantized = runner.over(chains, chains.quantized)

@@ -43,6 +43,9 @@ class TunableLinear(nn.Module):
     def _fixed_offers(self) -> dict[str, Any]:
         scheme = self.layer.scheme
         offers: dict[str, Any] = {"scale_dtype": self.layer.scale_dtype or DEFAULT_SCALE_DTYPE}
+        # Always said, learnt or not: a function's own default need not be neutral.
+        neutral = torch.ones(group_count(self.layer.shape, scheme.group_size), device=self.weight.device)
+        offers |= {"v": 0.0, "min_scale": neutral, "max_scale": neutral}
         if {"tensor_min", "tensor_max"} <= self._accepted:
             # Of the original weight, which never changes: computed once and not at every step.
             grouped, _, _ = reshape_pad_tensor_by_group_size(self.weight, scheme.group_size)
@@ -91,7 +94,7 @@ class TunableLinear(nn.Module):
             "data_type": self.data_type.name,
         }
         named = {name: value for name, value in identity.items() if name in self._accepted and value is not None}
-        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **self._fixed, **self.learnt)
+        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **{**self._fixed, **self.learnt})
         return qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,9 +104,7 @@ class TunableLinear(nn.Module):
     def finish(self) -> LayerResult:
         """The layer's final codes and the weight they decode to."""
         if self.data_type.encodes:
-            codes = self.data_type.encode(self.weight, self.layer.scheme, **self._fixed, **self._learnt_values())
+            offers = {**self._fixed, **{name: p.detach() for name, p in self.learnt.items()}}
+            codes = self.data_type.encode(self.weight, self.layer.scheme, **offers)
             return LayerResult(self.layer, codes, self.data_type.decode(codes))
         return LayerResult(self.layer, None, self.quantized_weight().to(self.weight.dtype))
-
-    def _learnt_values(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach() for name, parameter in self.learnt.items()}
