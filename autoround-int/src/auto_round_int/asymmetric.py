@@ -11,7 +11,7 @@ import torch
 
 from auto_round_int.fused import quantize_dequantize
 from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
-from auto_round_int.integer import IntegerDataType
+from auto_round_int.integer import IntegerDataType, runtimes
 from auto_round_int.search import Found, Trial, row_chunks
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class IntAsym(IntegerDataType):
     name = "int_asym"
     summary = "integers of 2 to 8 bits over the range of each group, with a scale and a whole zero point"
     grid = AsymmetricGrid()
+    runtimes = runtimes((4,), (4,), "4 bits in groups of 128 load everywhere; other widths load in transformers")
 
     def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
         self,
@@ -140,7 +141,8 @@ def range_of(found: Found, before: Found, plain: Scales, steps: int) -> tuple[to
     is the way back, s = (high - low) / steps and z = -low / s. A float32 scale may come back different in its last bit.
     """
     (scale, zero_point), (scale_before, zero_before) = found, before
-    assert zero_point is not None and zero_before is not None
+    assert zero_point is not None
+    assert zero_before is not None
     stays = ((scale == scale_before) & (zero_point == zero_before)).reshape(-1)
     low, high = -scale * zero_point, scale * (steps - zero_point)
     return torch.where(stays, plain.low, low.reshape(-1)), torch.where(stays, plain.high, high.reshape(-1))

@@ -204,8 +204,7 @@ def wide_codes(
     if v is not None:
         codes.add_(v)
     codes.round_()
-    if zero_point is not None:
-        codes.add_(zero_point)
+    codes.add_(0.0 if zero_point is None else zero_point)  # also turns -0.0, which no stored code can be, into 0.0
     return codes.clamp_(low - 1, high + 1)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from auto_round.data_type import Codes, DataType
+from auto_round.data_type import Codes, DataType, Runtime
 from auto_round.data_type.grouping import group_count
 from auto_round_int.fused import offset
 from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wide_codes
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["IntegerDataType"]
 
 SCALE_BITS = 16
+
+VLLM_GROUPS = (-1, 32, 64, 128)
+
+
+def runtimes(cpu_bits: tuple[int, ...], cuda_bits: tuple[int, ...], note: str) -> tuple[Runtime, ...]:
+    """Where files in the `auto_round` container load; versions are the oldest tried, not the oldest possible."""
+    return (
+        Runtime("transformers", "5.23", "auto_round", note="any bits and group size, through this package"),
+        Runtime("vllm", "0.32", "auto_round", ("cpu",), {"bits": cpu_bits, "group_size": VLLM_GROUPS}, note),
+        Runtime("vllm", "0.32", "auto_round", ("cuda",), {"bits": cuda_bits, "group_size": VLLM_GROUPS}, note),
+    )
 
 
 class IntegerDataType(DataType):

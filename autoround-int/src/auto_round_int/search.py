@@ -35,6 +35,9 @@ ROUNDS = 3
 MARGIN = 1e-6
 """The least relative gain over plain rounding that counts, above what summing in another order could feign."""
 
+NOTHING = 1e-12
+"""An error below this part of sum(h w^2) is none: float32 cannot tell."""
+
 TINY = 1e-30
 
 
@@ -107,7 +110,8 @@ class Trial:
 
     def polish(self, plain: Found, start: Found) -> Found:
         """The better of plain rounding and of what refitting makes of a start, as stored, group by group."""
-        found, least = plain, self.sums(plain)[0] * (1.0 - MARGIN)
+        nothing = torch.linalg.vector_norm(self._target, dim=-1, keepdim=True).square_().mul_(NOTHING)
+        found, least = plain, self.sums(plain)[0] * (1.0 - MARGIN) - nothing
         proposals = [start]
         for _ in range(ROUNDS):
             for proposal in proposals:

@@ -10,7 +10,7 @@ import torch
 
 from auto_round_int.fused import quantize_dequantize
 from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
-from auto_round_int.integer import IntegerDataType
+from auto_round_int.integer import IntegerDataType, runtimes
 from auto_round_int.search import Found, Trial, row_chunks
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class IntSym(IntegerDataType):
     name = "int_sym"
     summary = "integers of 2 to 8 bits around zero, the full range, one signed scale for each group"
     grid = SymmetricGrid()
+    runtimes = runtimes((4,), (2, 3, 4, 8), "4 bits in groups of 128 load everywhere")
 
     def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
         self,

@@ -79,6 +79,9 @@ def infer_target_device(device_map: Any = None) -> str:
 
 def post_init(model: nn.Module, used_backends: list[str]) -> None:
     """Called when the weights are in place. Nothing is repacked: a layer decodes when it is first used."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.forget()  # a model may have looked at weights while they were not there yet
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

@@ -32,15 +32,24 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.data_type, self.packing, self.scheme = data_type, packing, scheme
+        self.data_type, self.packing, self.scheme, self.dtype = data_type, packing, scheme, dtype
         self._names = []
         for name, (shape, tensor_dtype) in packing.layout(scheme, (out_features, in_features)).items():
             self.register_buffer(name, torch.empty(shape, dtype=tensor_dtype))
             self._names.append(name)
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype) if bias else None)
-        self._weight: torch.Tensor | None = None
+        self._decoded: torch.Tensor | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
 
     bias: torch.Tensor | None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The decoded weight, [out_features, in_features], for code that reads a layer's weight; writing has no effect."""
+        weight = self._weight(self.dtype, self.get_buffer(self._names[0]).device)
+        # Models that initialize their layers' weights by name while they load must leave this one as it is.
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]
+        return weight
 
     @torch.no_grad()
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
@@ -50,11 +59,18 @@ class PackedLinear(nn.Module):
         codes = self.packing.unpack(packed, self.data_type.name, self.scheme, shape, dtype)
         return self.data_type.decode(codes)
 
+    def forget(self) -> None:
+        """Decode anew at the next use: the packed tensors have changed."""
+        self._decoded = None
+
+    def _weight(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        kept = self._decoded
+        if kept is None or kept.device != device or kept.dtype != dtype:
+            self._decoded = kept = self.decode(dtype)
+        return kept
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self._weight
-        if weight is None or weight.device != x.device or weight.dtype != x.dtype:
-            self._weight = weight = self.decode(x.dtype)
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, self._weight(x.dtype, x.device), self.bias)
 
     def extra_repr(self) -> str:
         return (

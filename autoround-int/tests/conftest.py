@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the integer family share."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _recorded(name):
+    """Description and tensors of every case recorded from auto-round 0.16.1 under a registered name."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        names = file.keys()
+        for i, case in enumerate(json.loads(file.metadata()["cases"])):
+            prefix = f"case{i}."
+            yield case, {n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)}
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    return _recorded
