@@ -66,7 +66,7 @@ class AutoRound:
         dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
         nsamples, seqlen: how much of it; `seqlen` defaults to 2048 or what the model can take, if that is less.
         pack: join short texts to full samples instead of padding them.
-        disable_opt_rtn: with `iters=0`, plain rounding instead of a searched scale.
+        disable_opt_rtn: do not search for better scales first; with `iters=0` that is plain rounding.
         device_map: where blocks are computed: "cpu", "cuda", "cuda:1", 1 or "auto" (a GPU if there is one).
         trust_remote_code: allow code that comes with the model to run.
         registry: plugins to use instead of the process-wide ones.
@@ -105,7 +105,7 @@ class AutoRound:
             known = {*_TUNING, *_SCHEME, *AutoRound.__init__.__annotations__}
             raise UnknownOptionError(f"AutoRound has no option {name!r}{did_you_mean(name, known)}")
         if disable_opt_rtn:
-            tuning.setdefault("search", False)
+            tuning["search"] = False
         self.registry = registry or default_registry()
         self.scheme_name, self.scheme = choose_scheme(self.registry, scheme, fields)
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded

@@ -28,9 +28,14 @@ __all__ = ["quantize"]
 @click.option("--minmax-lr", type=float, help="Step size of the scales.  [default: the same]")
 @click.option("--disable-minmax-tuning", is_flag=True, help="Learn the rounding only, not the scales.")
 @click.option("--disable-quanted-input", is_flag=True, help="Feed every block the original model's activations.")
-@click.option("--disable-opt-rtn", is_flag=True, help="With --iters 0: plain rounding, no search for scales.")
+@click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Order of the samples.")
 @click.option("--device-map", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if there is one]")
+@click.option(
+    "--compute-dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="What blocks are computed in.  [default: the model's own dtype]",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def quantize(**options: Any) -> None:
     r"""Quantize MODEL and write a checkpoint that loads elsewhere.
@@ -38,15 +43,21 @@ def quantize(**options: Any) -> None:
     \b
     auto-round quantize ./Llama-3.1-8B --scheme W4A16 --output ./Llama-3.1-8B-W4A16
     """
+    import torch
+    from transformers.utils import logging
+
     from auto_round.autoround import AutoRound
 
+    logging.disable_progress_bar()  # one bar is enough, and it is ours
     model = read_model(options)
     scheme = read_scheme(options)
     output, output_format = options.pop("output"), options.pop("format_")
     quiet = options.pop("quiet")
+    compute_dtype = options.pop("compute_dtype")
     tuning: dict[str, Any] = {
         "enable_minmax_tuning": not options.pop("disable_minmax_tuning"),
         "enable_quanted_input": not options.pop("disable_quanted_input"),
+        "compute_dtype": getattr(torch, compute_dtype) if compute_dtype else None,
     }
     job = AutoRound(model, verbose=not quiet, **scheme, **tuning, **options)
     _, folders = job.quantize_and_save(output, output_format)

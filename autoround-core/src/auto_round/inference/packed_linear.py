@@ -45,10 +45,10 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The decoded weight, [out_features, in_features], for code that reads a layer's weight; writing has no effect."""
+        """The decoded weight, [out_features, in_features], for code that reads it; writing has no effect."""
         weight = self._weight(self.dtype, self.get_buffer(self._names[0]).device)
         # Models that initialize their layers' weights by name while they load must leave this one as it is.
-        weight._is_hf_initialized = True  # type: ignore[attr-defined]
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001 - transformers' own mark
         return weight
 
     @torch.no_grad()

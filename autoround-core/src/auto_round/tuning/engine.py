@@ -47,7 +47,7 @@ def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
 
 def _statistics(layer: LayerSpec, options: TuningOptions) -> frozenset[str]:
     assert layer.data_type is not None
-    return layer.data_type.statistics(layer.scheme) if options.searches else frozenset()
+    return layer.data_type.statistics(layer.scheme) if options.search else frozenset()
 
 
 @torch.no_grad()
@@ -160,7 +160,7 @@ def _quantize_block(
         targets = runner.over(chains, chains.reference, observer)
 
     tunables = {i: TunableLinear(stored.get_submodule(i), layer, dtype, device) for i, layer in specs.items()}
-    if options.searches:
+    if options.search:
         for inner, tunable in tunables.items():
             tunable.search(observer.sums.get(inner))
     outcome = None
@@ -197,7 +197,7 @@ def _round_layer(model: OpenModel, layer: LayerSpec, options: TuningOptions, dev
     """Quantize a layer by itself, from nothing but its weight."""
     linear = model.model.get_submodule(layer.name)
     tunable = TunableLinear(linear, layer, linear.weight.dtype, device)
-    if options.searches:
+    if options.search:
         tunable.search(None)
     result = tunable.finish()
     _store(linear, result)
