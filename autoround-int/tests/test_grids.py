@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both grids: what is stored is what was tuned, for every shape and width; edges; gradients the recordings leave out."""
+"""Both grids: what is stored is what was tuned, at every shape and width; edges; gradients not recorded."""
 
 import pytest
 import torch

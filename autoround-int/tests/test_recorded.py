@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain and the learnt form against vectors of the known implementation, and the gradients against autograd."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -17,7 +19,11 @@ def wide_cast(x):
     return x + (x.half().float() - x).detach()
 
 
-def written_out(data_type, weight, case, v, min_scale, max_scale, cast):
+def fused(data_type, weight, case, *learnt):
+    return data_type.quant_tensor(weight, case["bits"], case["group_size"], *learnt)[0]
+
+
+def written_out(cast, data_type, weight, case, v, min_scale, max_scale):
     """The definition, an operation at a time, differentiated by autograd."""
     groups, shape, pad = reshape_pad_tensor_by_group_size(weight.float(), case["group_size"])
     low = groups.amin(-1).clamp(max=0) * min_scale
@@ -72,10 +78,10 @@ def test_gradients_are_the_recorded_ones(recorded, data_type):
     for case, tensors in recorded(data_type.name):
         if not case["tuned"]:
             continue
-        weight, options = tensors["weight"], (case["bits"], case["group_size"])
-        ours = differentiate(lambda *p: data_type.quant_tensor(weight, *options, *p)[0], tensors)
-        narrow = differentiate(lambda *p: written_out(data_type, weight, case, *p, torch.Tensor.half), tensors)
-        wide = differentiate(lambda *p: written_out(data_type, weight, case, *p, wide_cast), tensors)
+        weight = tensors["weight"]
+        ours = differentiate(partial(fused, data_type, weight, case), tensors)
+        narrow = differentiate(partial(written_out, torch.Tensor.half, data_type, weight, case), tensors)
+        wide = differentiate(partial(written_out, wide_cast, data_type, weight, case), tensors)
         assert all(
             torch.equal(found, tensors[f"grad.{name}"])
             for found, name in zip(narrow, ("v", "min_scale", "max_scale"), strict=True)

@@ -78,7 +78,7 @@ def test_every_width_and_grouping_gains(data_type, bits, group_size):
     before = error(data_type, weight, case, even, torch.float16)
     after = error(data_type, weight, case, even, torch.float16, **found)
     assert (after <= before).all()
-    assert after.sum() < 0.95 * before.sum()
+    assert after.sum() < (0.9 if bits < 5 else 0.97) * before.sum()
 
 
 @BOTH
@@ -96,7 +96,7 @@ def test_what_is_found_is_what_is_used(data_type):
             on_grid = found["tensor_min"] == -(scale * zero_point).flatten()
             plain = weight.view(-1, 32).amin(-1).clamp(max=0) == found["tensor_min"]
             assert (on_grid | plain).all()
-            assert on_grid.float().mean() > 0.8
+            assert on_grid.float().mean() > 0.7
 
 
 @BOTH
@@ -108,7 +108,7 @@ def test_outliers_that_do_not_matter_are_cut_off(data_type):
     case = {"bits": 3, "group_size": 64}
     found = search(data_type, weight, case, imatrix, torch.float16)
     after = error(data_type, weight, case, imatrix, torch.float16, **found)
-    assert (after < 0.1 * error(data_type, weight, case, imatrix, torch.float16)).all()
+    assert (after < 0.2 * error(data_type, weight, case, imatrix, torch.float16)).all()
 
 
 @BOTH

@@ -26,6 +26,10 @@ LEAST = {2: 0.15, 3: 0.2, 4: 0.25, 5: 0.4, 6: 0.75, 7: 0.85, 8: 0.9}
 """The least part of an end that is tried, by bits: the finer the grid, the less it pays to cut off."""
 
 
+AROUND = 10
+"""Scales tried on either side of the best, for which the positions of the ends are too coarse at five bits and more."""
+
+
 class AsymmetricGrid(Grid):
     """The range of the group, zero included, in 2^b - 1 equal steps, shifted so that zero is on the grid.
 
@@ -81,6 +85,13 @@ def candidates(trial: Trial, bits: int) -> Iterator[Found]:
         yield Found(scale, (-bottom / scale).round_().clamp_(0, steps))
 
 
+def around(best: Found, bits: int) -> Iterator[Found]:
+    """Grids close to the best of the candidates, itself among them, with its zero point."""
+    step = 1.0 / ((1 << bits) + 16)
+    for i in range(-AROUND, AROUND + 1):
+        yield Found(best.scale * (1.0 + step * i), best.zero_point)
+
+
 class IntAsym(IntegerDataType):
     """Whole numbers from 0 to 2^b - 1 with one positive scale and one whole zero point for each group."""
 
@@ -126,7 +137,7 @@ class IntAsym(IntegerDataType):
         for rows in row_chunks(weight, scheme.group_size):
             trial = Trial(weight[rows], imatrix, self.grid, settings)
             plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
-            start = trial.best(candidates(trial, scheme.bits))
+            start = trial.best(around(trial.best(candidates(trial, scheme.bits)), scheme.bits))
             before = Found(plain.scale.float(), plain.zero_point)
             low, high = range_of(trial.polish(before, start), before, plain, steps)
             lows.append(low)

@@ -24,7 +24,9 @@ class Codes:
         scheme: the scheme they were made under.
         shape: (out_features, in_features) of the weight.
         dtype: dtype of the weight that `DataType.decode` returns.
-        tensors: integer codes, scales, zero points: whatever the data type names.
+        tensors: integer codes, scales, zero points: whatever the data type names. Names that begin with `input_` are
+            what static activations of the layer were frozen to, see `DataType.freeze`; `encode` and `decode` leave
+            them alone.
     """
 
     data_type: str

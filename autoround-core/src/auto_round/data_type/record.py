@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -81,8 +81,38 @@ class DataType:
         return None
 
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
-        """What must be observed over calibration: a subset of {"imatrix"}."""
+        """What of a layer's input must be observed over calibration before `search`: a subset of {"imatrix"}.
+
+        The range of inputs that static activations need is observed without being asked for.
+        """
         return frozenset()
+
+    def share(self, weights: Sequence[torch.Tensor], scheme: QuantizationScheme) -> Mapping[str, torch.Tensor]:
+        """What layers that receive the same input must have in common, because runtimes fuse them.
+
+        Core finds such layers by watching a forward pass (q/k/v, gate/up, an expert's w1/w3, whatever they are called)
+        and calls this once for each set of them that has one scheme, a set of one included.
+
+        Args:
+            weights: [out_features, in_features] each.
+
+        Returns:
+            offers to hand to `search`, `quant_tensor` and `encode` of each of them, e.g. {"global_scale": scalar}.
+        """
+        return {}
+
+    def freeze(self, low: torch.Tensor, high: torch.Tensor, scheme: QuantizationScheme) -> Mapping[str, torch.Tensor]:
+        """Fix the scale of static activations once their range is known; asked of an activation's data type.
+
+        Args:
+            low, high: least and largest input observed over calibration, float32 scalars, low <= 0 <= high.
+            scheme: the layer's scheme; its `act_*` fields are the ones that matter.
+
+        Returns:
+            offers to hand to `quant_tensor` with every activation from then on; the codes of the layer keep them under
+            their names with `input_` before, a packing stores them, and loading hands them back.
+        """
+        return {"tensor_min": low, "tensor_max": high}
 
     def search(
         self,
@@ -91,6 +121,7 @@ class DataType:
         *,
         imatrix: torch.Tensor | None,
         scale_dtype: torch.dtype,
+        **shared: torch.Tensor,
     ) -> Mapping[str, torch.Tensor]:
         """Find a better start than a group's minimum and maximum.
 
@@ -99,6 +130,7 @@ class DataType:
             scheme: the layer's scheme.
             imatrix: importance of each input channel, float32 [in_features], or None for equal importance.
             scale_dtype: dtype in which the format keeps scales; what is found is found with that rounding.
+            shared: what `share` returned.
 
         Returns:
             offers to hand to `quant_tensor` and `encode` from then on, e.g. {"init_scale": [groups, 1]}. Never worse

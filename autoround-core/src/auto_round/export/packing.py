@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,14 @@ class Packing(ABC):
     def scale_dtype(self, weight_dtype: torch.dtype) -> torch.dtype | None:
         """The dtype scales are stored in for a weight of that dtype; None where the data type alone decides."""
         return None
+
+    def describe(self, data_type: str, scheme: QuantizationScheme) -> Mapping[str, Any]:
+        """What the container's config says of layers packed so, in the container's own words; {} if nothing.
+
+        For `llm_compressor`: `format`, `weights` and, for quantized activations, `input_activations`, each as a config
+        group of compressed-tensors has them.
+        """
+        return {}
 
     @abstractmethod
     def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
