@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,3 +23,12 @@ def _recorded(name):
 @pytest.fixture(scope="session")
 def recorded():
     return _recorded
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    # On tensors this small, threads wait for each other longer than they work, on a busy machine by far.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -95,8 +95,8 @@ def test_degenerate_groups_stay_finite(data_type, scale_dtype, row):
 
 
 def test_a_zero_point_stays_within_its_bits():
-    # The range of this group over 255, rounded to bfloat16, puts the zero point at 255.6.
-    low = -255.5 * (1 + 2**-8)
+    # The scale, 1.0035, becomes 1 in bfloat16.
+    low = -255.9
     weight = torch.tensor([[low] + [0.0] * 31])
     _, scale, zero_point = IntAsym().quant_tensor(weight, 8, 32, scale_dtype=torch.bfloat16)
     assert (-low / scale.float()).round().item() == 256
@@ -126,9 +126,7 @@ def test_the_weight_gets_its_gradient_straight_through(data_type):
     weight = torch.tensor([[-4.0, -1.0, 0.0, 1.0, 2.0, 3.9, 0.3, 0.1]], requires_grad=True)
     rounded, *_ = data_type.quant_tensor(weight, 3, -1, max_scale=torch.tensor([0.5]), min_scale=torch.tensor([0.5]))
     (found,) = torch.autograd.grad(rounded.sum(), weight)
-    clamped = (rounded - weight).abs() > 0.6  # beyond half a step
-    assert clamped.sum() in {1, 2}
-    assert torch.equal(found, (~clamped).float())
+    assert found.tolist() == [[0, 1, 1, 1, 0, 0, 1, 1]]  # the grid ends at about -2 and 1.6
 
 
 @BOTH
@@ -159,7 +157,8 @@ def test_a_searched_scale_is_what_max_scale_multiplies():
     codes = (ratio + (ratio.round() - ratio).detach()).clamp(-8, 7)
     assert torch.equal(rounded, (scale * codes).detach())
     (by_scale,) = torch.autograd.grad((scale * codes * torch.arange(64).view(2, 32)).sum(), scale)
-    torch.testing.assert_close(by_max, (by_scale * start).flatten())
+    # Both are sums over 32 terms that cancel in part, taken in another order.
+    torch.testing.assert_close(by_max, (by_scale * start).flatten(), rtol=2e-5, atol=0)
     assert by_min.tolist() == [0, 0]
 
 

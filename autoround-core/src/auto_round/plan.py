@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from auto_round.model.structure import LinearInfo
     from auto_round.plugins import Registry
 
-__all__ = ["LayerConfig", "LayerSpec", "Plan", "choose_scheme", "make_plan"]
+__all__ = ["LayerConfig", "LayerSpec", "Plan", "activation_scheme", "choose_scheme", "make_plan"]
 
 LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
@@ -39,6 +39,8 @@ class LayerSpec:
         transposed: whether the module keeps its weight as [in_features, out_features].
         scheme: how it is quantized, every field filled in.
         data_type: the data type that does it, None if the layer is left alone.
+        activation: the data type of its activations, None if they are left alone.
+        shares: the layers that receive the same input, itself among them.
         scale_dtype: dtype in which its scales are stored; the same from the search to the file.
         reason: why it is left alone, "" if it is not.
     """
@@ -50,6 +52,8 @@ class LayerSpec:
     transposed: bool
     scheme: QuantizationScheme
     data_type: DataType | None = field(default=None, compare=False)
+    activation: DataType | None = field(default=None, compare=False)
+    shares: tuple[str, ...] = ()
     scale_dtype: torch.dtype | None = None
     reason: str = ""
 
@@ -57,6 +61,11 @@ class LayerSpec:
     def quantized(self) -> bool:
         """Whether the weight changes."""
         return self.data_type is not None
+
+    @property
+    def static_activations(self) -> bool:
+        """Whether the scale of its activations is fixed at calibration."""
+        return self.activation is not None and self.scheme.act_dynamic is False
 
     @property
     def bits_per_weight(self) -> float:
@@ -205,7 +214,17 @@ def _plan_layer(
     reason = data_type.supports(scheme, info.shape)
     if reason:
         return dataclasses.replace(spec, reason=reason)
-    return dataclasses.replace(spec, data_type=data_type)
+    activation = registry.data_type_for(activation_scheme(spec.scheme)) if scheme.quantizes_activations else None
+    return dataclasses.replace(
+        spec, data_type=data_type, activation=activation, shares=model.shared_inputs.get(info.name, (info.name,))
+    )
+
+
+def activation_scheme(scheme: QuantizationScheme) -> QuantizationScheme:
+    """The activation fields of a resolved scheme, as a scheme of their own to look their data type up by."""
+    assert scheme.act_bits is not None and scheme.act_group_size is not None  # noqa: PT018 - one condition
+    assert scheme.act_sym is not None and scheme.act_data_type is not None  # noqa: PT018 - one condition
+    return QuantizationScheme(scheme.act_bits, scheme.act_group_size, scheme.act_sym, scheme.act_data_type)
 
 
 def _with_format(layer: LayerSpec, formats: Sequence[OutputFormat], refused: dict[str, list[str]]) -> LayerSpec:

@@ -14,8 +14,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from auto_round.calibration.importance import ImportanceObserver
 from auto_round.calibration.inputs import capture_block_inputs
+from auto_round.calibration.observer import InputObserver
 from auto_round.errors import ModelError
 from auto_round.model.structure import find_structure
 
@@ -83,7 +83,7 @@ def test_a_model_that_skips_blocks_is_refused():
 @torch.no_grad()
 def test_importance_is_the_sum_of_squares_of_the_tokens_that_count():
     linear = torch.nn.Linear(6, 3)
-    observer = ImportanceObserver({"it": linear})
+    observer = InputObserver({"it": linear}, {"it": linear})
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
     with observer.watching():
@@ -93,4 +93,6 @@ def test_importance_is_the_sum_of_squares_of_the_tokens_that_count():
         linear(x[:1])
     linear(x * 100)  # nobody watches any more
     expected = x[mask].double().square().sum(0) + x[0].double().square().sum(0)
+    assert observer.highs["it"] == x[mask].max().clamp(min=0)
+    assert observer.lows["it"] == x[mask].min().clamp(max=0)
     torch.testing.assert_close(observer.sums["it"].double(), expected, rtol=1e-6, atol=1e-6)  # float32 sums

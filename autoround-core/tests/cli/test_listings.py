@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 
 import click
@@ -103,19 +102,14 @@ def test_core_alone_says_what_to_install(folder, command):
 
 
 @pytest.mark.parametrize("command", ["dtypes", "schemes", "formats", "plugins"])
-def test_listings_are_quick_and_import_nothing_heavy(folder, command):
+def test_listings_import_nothing_heavy(folder, command):
     program = (
         "import sys\nfrom auto_round.cli.main import main\nmain(standalone_mode=False)\n"
         "print(*{'torch', 'transformers', 'numpy'} & set(sys.modules), file=sys.stderr, sep=' HEAVY ', end=' END')"
     )
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        done = start(folder, command, program=program, dtypes="acme")
-        times.append(time.perf_counter() - begin)
+    done = start(folder, command, program=program, dtypes="acme")
     assert done.returncode == 0
     assert done.stderr == " END"
-    assert min(times) < 0.5
 
 
 def test_help_imports_click_alone():

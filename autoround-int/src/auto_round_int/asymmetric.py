@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from auto_round.data_type import Bounds
 from auto_round_int.fused import quantize_dequantize
 from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
 from auto_round_int.integer import IntegerDataType, runtimes
@@ -97,6 +98,7 @@ class IntAsym(IntegerDataType):
 
     name = "int_asym"
     summary = "integers of 2 to 8 bits over the range of each group, with a scale and a whole zero point"
+    tuned_after_search: Mapping[str, Bounds] | None = {"v": None, "min_scale": (0.0, 2.0), "max_scale": (0.0, 2.0)}
     grid = AsymmetricGrid()
     runtimes = runtimes((4,), (4,), "4 bits in groups of 128 load everywhere; other widths load in transformers")
 
@@ -130,6 +132,7 @@ class IntAsym(IntegerDataType):
         *,
         imatrix: torch.Tensor | None,
         scale_dtype: torch.dtype,
+        **shared: torch.Tensor,
     ) -> Mapping[str, torch.Tensor]:
         """The range of each group whose grid fits it best, as `tensor_min` and `tensor_max`, float32 [groups]."""
         settings = Settings.of(scheme.bits, scheme.group_size, scale_dtype)

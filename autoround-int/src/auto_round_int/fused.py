@@ -19,7 +19,7 @@ import torch
 
 from auto_round_int.grid import Factor, Grid, Grouping, Scales, Settings, chunks, dequantize, wide_codes
 
-__all__ = ["quantize_dequantize"]
+__all__ = ["offset", "quantize_dequantize"]
 
 
 def quantize_dequantize(
@@ -35,7 +35,7 @@ def quantize_dequantize(
     scales = grid.scales(grouping.groups, min_scale, max_scale, settings)
     learnt = (tensor, v, min_scale, max_scale)
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
-        rounded: torch.Tensor = _Fused.apply(*learnt, grid, grouping, scales, settings)  # type: ignore[no-untyped-call]
+        rounded: torch.Tensor = _Fused.apply(*learnt, grid, grouping, scales, settings)
     else:
         rounded, _ = _forward(grid, grouping, scales, v, settings, keep=False)
     return rounded, scales

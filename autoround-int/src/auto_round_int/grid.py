@@ -21,7 +21,20 @@ from auto_round.errors import SchemeError
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
 
-__all__ = ["Grid", "Grouping", "Scales", "Settings", "cast_scale", "chunks", "dequantize", "group_range", "wide_codes"]
+__all__ = [
+    "Factor",
+    "Grid",
+    "Grouping",
+    "Scales",
+    "Settings",
+    "cast_scale",
+    "chunks",
+    "dequantize",
+    "factor",
+    "group_range",
+    "scale_moves",
+    "wide_codes",
+]
 
 Factor = torch.Tensor | float
 """A learnt factor: [groups], [groups, 1] or one number."""

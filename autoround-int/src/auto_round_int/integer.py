@@ -16,7 +16,7 @@ from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wi
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
 
-__all__ = ["IntegerDataType"]
+__all__ = ["IntegerDataType", "runtimes"]
 
 SCALE_BITS = 16
 

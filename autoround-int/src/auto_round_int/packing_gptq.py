@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from auto_round.schemes import QuantizationScheme
 
-__all__ = ["AutoGptq", "Dense", "IntegerPacking", "ZeroPointsAsTheyAre"]
+__all__ = ["AutoGptq", "Dense", "IntegerPacking", "ZeroPointsAsTheyAre", "codes_of", "groups_across", "unsigned_parts"]
 
 MULTIPLE = 32
 """Both sides of a weight have to be a multiple of this: 32 codes fill whole words at any number of bits."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from auto_round.data_type import Bounds
 from auto_round_int.fused import quantize_dequantize
 from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
 from auto_round_int.integer import IntegerDataType, runtimes
@@ -97,6 +98,7 @@ class IntSym(IntegerDataType):
 
     name = "int_sym"
     summary = "integers of 2 to 8 bits around zero, the full range, one signed scale for each group"
+    tuned_after_search: Mapping[str, Bounds] | None = {"v": None, "max_scale": (0.0, 2.0)}
     grid = SymmetricGrid()
     runtimes = runtimes((4,), (2, 3, 4, 8), "4 bits in groups of 128 load everywhere")
 
@@ -131,6 +133,7 @@ class IntSym(IntegerDataType):
         *,
         imatrix: torch.Tensor | None,
         scale_dtype: torch.dtype,
+        **shared: torch.Tensor,
     ) -> Mapping[str, torch.Tensor]:
         """The scale of each group that fits it best, as `init_scale`, float32 [groups, 1]."""
         settings = Settings.of(scheme.bits, scheme.group_size, scale_dtype)

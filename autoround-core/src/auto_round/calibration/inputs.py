@@ -17,7 +17,7 @@ from torch import nn
 
 from auto_round.errors import ModelError
 
-__all__ = ["BlockCall", "BlockInputs", "capture_block_inputs"]
+__all__ = ["BlockCall", "BlockInputs", "capture_block_inputs", "run_after_blocks"]
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,21 @@ class BlockInputs:
 
 
 class _Recorder(nn.Module):
-    """Stands in a block's place: notes how it is called and hands the hidden states on unchanged."""
+    """Stands in a block's place: notes how it is called and hands the hidden states on unchanged, or a given answer."""
 
-    def __init__(self, block: nn.Module, record: Callable[[torch.Tensor, BlockCall], None], as_tuple: bool) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        record: Callable[[torch.Tensor, BlockCall], None],
+        as_tuple: bool,
+        answer: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         # Past nn.Module's bookkeeping: the block must not become a child and change the model's state dict.
         self.__dict__["_block"] = block
         self._record = record
         self._as_tuple = as_tuple
+        self._answer = answer
 
     def __getattr__(self, name: str) -> Any:
         # Models read attributes of their blocks (which kind of attention they want) while they run.
@@ -90,6 +97,7 @@ class _Recorder(nn.Module):
                 raise ModelError(f"{type(self.__dict__['_block']).__name__} is called without hidden states.")
             hidden, rest = kwargs.pop(keyword), ()
         self._record(hidden, BlockCall(rest, kwargs, keyword))
+        hidden = hidden if self._answer is None else self._answer
         return (hidden,) if self._as_tuple else hidden
 
 
@@ -139,6 +147,26 @@ def capture_block_inputs(
                 inputs.calls.setdefault(len(batch), list(seen))
     inputs.hidden = torch.cat(hidden_parts)
     return inputs
+
+
+@torch.no_grad()
+def run_after_blocks(model: nn.Module, block_list: str, input_ids: torch.Tensor, hidden: torch.Tensor) -> None:
+    """Run what comes after the blocks, on given outputs of the last one, for those who watch.
+
+    Args:
+        input_ids: int64 [batch, length], the tokens the hidden states belong to.
+        hidden: output of the last block, [batch, length, features].
+    """
+    blocks = model.get_submodule(block_list)
+    assert isinstance(blocks, nn.ModuleList)
+    device = next(model.parameters()).device
+    as_tuple = _returns_tuple(model, blocks, input_ids[:1, :2].to(device))
+
+    def hand_out(_hidden: torch.Tensor, _call: BlockCall) -> None:
+        """Blocks between the first and the last are not asked for anything."""
+
+    with _replaced(blocks, lambda block: _Recorder(block, hand_out, as_tuple, hidden.to(device))):
+        model(input_ids=input_ids.to(device), use_cache=False)
 
 
 class _OutputSeen(Exception):

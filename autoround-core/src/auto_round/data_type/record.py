@@ -52,12 +52,15 @@ class DataType:
         name: the registered name, a wire format: once published, its bits never change.
         summary: one line for listings.
         tuned: the parameters worth learning, by name (of `v`, `min_scale`, `max_scale`), with their bounds.
+        tuned_after_search: the same where tuning starts from what `search` found, a scale that may also have to grow;
+            None if there is no difference.
         runtimes: where its files load.
     """
 
     name: str
     summary: str = ""
     tuned: Mapping[str, Bounds] = {"v": None, "min_scale": (0.0, 1.0), "max_scale": (0.0, 1.0)}
+    tuned_after_search: Mapping[str, Bounds] | None = None
     runtimes: tuple[Runtime, ...] = ()
     encodes: ClassVar[bool] = False
     """Whether `encode` and `decode` exist, so that formats other than `fake` can hold it."""

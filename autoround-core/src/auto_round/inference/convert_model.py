@@ -15,6 +15,7 @@ from torch import nn
 from auto_round.errors import AutoRoundError, ModelError, PluginError
 from auto_round.inference.packed_linear import PackedLinear
 from auto_round.model.structure import LinearInfo, find_structure
+from auto_round.plan import activation_scheme
 from auto_round.plugins import Registry, default_registry
 from auto_round.schemes import FULL_PRECISION_BITS, QuantizationScheme
 
@@ -120,7 +121,7 @@ def _in_quantized_blocks(config: Mapping[str, Any], info: LinearInfo) -> bool:
 
 
 def _packed_linear(
-    linear: nn.Module, info: LinearInfo, described: Mapping[str, Any], config: Mapping[str, Any], registry: Registry
+    linear: Any, info: LinearInfo, described: Mapping[str, Any], config: Mapping[str, Any], registry: Registry
 ) -> PackedLinear:
     scheme = QuantizationScheme.from_dict(
         {k: v for k, v in described.items() if k in _SCHEME_FIELDS and v is not None}
@@ -128,11 +129,14 @@ def _packed_linear(
     try:
         data_type = registry.data_type_for(scheme)
         packing = _packing(str(described.get("packing_format", "")), registry)
+        activation = registry.data_type_for(activation_scheme(scheme)) if scheme.quantizes_activations else None
     except AutoRoundError as error:
         raise PluginError(_what_to_install(info.name, config, error)) from error
     rows, cols = info.shape
-    packed = PackedLinear(cols, rows, linear.bias is not None, data_type, packing, scheme, linear.weight.dtype)  # type: ignore[arg-type]
-    return packed.to(linear.weight.device)  # type: ignore[arg-type]
+    packed = PackedLinear(
+        cols, rows, linear.bias is not None, data_type, packing, scheme, linear.weight.dtype, activation
+    )
+    return packed.to(linear.weight.device)
 
 
 def _packing(name: str, registry: Registry) -> Any:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from auto_round.data_type import DataType
+from auto_round.data_type.activation import ActivationQuantizer, frozen_offers
 from auto_round.export.packing import Packing
 from auto_round.schemes import QuantizationScheme
 
@@ -29,8 +30,10 @@ class PackedLinear(nn.Module):
         packing: Packing,
         scheme: QuantizationScheme,
         dtype: torch.dtype,
+        activation: DataType | None = None,
     ) -> None:
         super().__init__()
+        self.activation = None if activation is None else ActivationQuantizer(activation, scheme)
         self.in_features, self.out_features = in_features, out_features
         self.data_type, self.packing, self.scheme, self.dtype = data_type, packing, scheme, dtype
         self._names = []
@@ -57,6 +60,8 @@ class PackedLinear(nn.Module):
         packed = {name: self.get_buffer(name) for name in self._names}
         shape = (self.out_features, self.in_features)
         codes = self.packing.unpack(packed, self.data_type.name, self.scheme, shape, dtype)
+        if self.activation is not None and self.scheme.act_dynamic is False:
+            self.activation.frozen = frozen_offers(codes.tensors)
         return self.data_type.decode(codes)
 
     def forget(self) -> None:
@@ -70,7 +75,8 @@ class PackedLinear(nn.Module):
         return kept
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._weight(x.dtype, x.device), self.bias)
+        weight = self._weight(x.dtype, x.device)
+        return F.linear(x if self.activation is None else self.activation(x), weight, self.bias)
 
     def extra_repr(self) -> str:
         return (

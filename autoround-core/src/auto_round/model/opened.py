@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from auto_round.errors import ModelError
+from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
 
@@ -45,6 +47,12 @@ class OpenModel:
     def architecture(self) -> str:
         """Class name of the model."""
         return type(self.model).__name__
+
+    @functools.cached_property
+    def shared_inputs(self) -> dict[str, tuple[str, ...]]:
+        """For each linear layer the layers that receive the same input, itself among them."""
+        groups = find_shared_inputs(self.model, [info.name for info in self.structure.linears])
+        return {name: group for group in groups for name in group}
 
     @property
     def model_bytes(self) -> int:

@@ -6,15 +6,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from auto_round.calibration.importance import ImportanceObserver
-from auto_round.calibration.inputs import BlockCall, BlockInputs, capture_block_inputs
+from auto_round.calibration.inputs import run_after_blocks
+from auto_round.calibration.observer import InputObserver
+from auto_round.data_type.activation import ActivationQuantizer
+from auto_round.errors import CalibrationError
 from auto_round.plan import LayerSpec, Plan
+from auto_round.tuning.chains import Chains, Runner
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.result import BlockResult, LayerResult
 from auto_round.tuning.signround import Samples, tune_block
@@ -42,12 +44,12 @@ class Progress(Protocol):
 
 def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
     """Whether data must flow through the model at all."""
-    return options.iters > 0 or any(_statistics(layer, options) for layer in plan.quantized)
+    return options.iters > 0 or any(_wants_importance(s, options) or s.static_activations for s in plan.quantized)
 
 
-def _statistics(layer: LayerSpec, options: TuningOptions) -> frozenset[str]:
+def _wants_importance(layer: LayerSpec, options: TuningOptions) -> bool:
     assert layer.data_type is not None
-    return layer.data_type.statistics(layer.scheme) if options.search else frozenset()
+    return options.search and "imatrix" in layer.data_type.statistics(layer.scheme)
 
 
 @torch.no_grad()
@@ -71,101 +73,70 @@ def quantize_blocks(
     progress.start(len(plan.blocks) + bool(outside), max(1, options.iters))
     chains = None
     if tokens is not None and needs_calibration(plan, options):
-        chains = _Chains.begin(model, options, tokens)
+        chains = Chains.begin(model, options, tokens)
     for index, name in enumerate(plan.blocks):
         layers = [layer for layer in plan.quantized if layer.block == name]
-        result = _quantize_block(model, name, index, layers, options, chains, device, progress)
+        if chains is None:
+            result = _round_layers(model, name, layers, options, device)
+        else:
+            result = _tune_layers(model, name, index, layers, options, chains, device, progress)
         progress.block(result)
         yield result
     if outside:
-        start = time.monotonic()
-        finished = [_round_layer(model, layer, options, device) for layer in outside]
-        result = BlockResult("", tuple(finished), seconds=time.monotonic() - start)
+        observer = _observe_outside(model, outside, options, tokens, chains) if chains and tokens else None
+        result = _round_layers(model, "", outside, options, device, observer)
         progress.block(result)
         yield result
 
 
-@dataclass
-class _Chains:
-    """The two activations that travel along the blocks: through the original ones, and through the quantized ones.
-
-    Attributes:
-        reference: input of the next block in the original model, [samples, length, features].
-        quantized: its input in the quantized model; the same tensor until something differs.
-    """
-
-    recorded: BlockInputs
-    reference: torch.Tensor
-    quantized: torch.Tensor
-    mask: torch.Tensor | None
-    batch_size: int
-
-    @classmethod
-    def begin(cls, model: OpenModel, options: TuningOptions, tokens: CalibrationTokens) -> _Chains:
-        batch_size = min(options.batch_size, len(tokens))
-        recorded = capture_block_inputs(model.model, model.structure.block_list, tokens.input_ids, batch_size)
-        mask = None if bool(tokens.mask.all()) else tokens.mask
-        return cls(recorded, recorded.hidden, recorded.hidden, mask, batch_size)
-
-    def batches(self) -> Iterator[slice]:
-        for start in range(0, len(self.reference), self.batch_size):
-            yield slice(start, min(start + self.batch_size, len(self.reference)))
+def _round_layers(
+    model: OpenModel,
+    name: str,
+    layers: Sequence[LayerSpec],
+    options: TuningOptions,
+    device: torch.device,
+    observer: InputObserver | None = None,
+) -> BlockResult:
+    """Quantize layers by themselves, from their weights and what was observed of their inputs, if anything was."""
+    start = time.monotonic()
+    linears = {layer.name: model.model.get_submodule(layer.name) for layer in layers}
+    tunables = {s.name: TunableLinear(linears[s.name], s, linears[s.name].weight.dtype, device) for s in layers}
+    _prepare(tunables, observer, options)
+    finished = [_finish(tunables[name], [linears[name]]) for name in tunables]
+    return BlockResult(name, tuple(finished), seconds=time.monotonic() - start)
 
 
-class _Runner:
-    """Runs one block on batches of hidden states, wherever the block is."""
-
-    def __init__(self, block: nn.Module, index: int, chains: _Chains, device: torch.device, dtype: torch.dtype) -> None:
-        self._block, self._device, self._dtype = block, device, dtype
-        self._calls: dict[int, BlockCall] = {
-            size: calls[index].to(device, dtype) for size, calls in chains.recorded.calls.items()
-        }
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._calls[len(hidden)].run(self._block, hidden.to(self._device, self._dtype))
-
-    def over(self, chains: _Chains, inputs: torch.Tensor, observer: ImportanceObserver | None = None) -> torch.Tensor:
-        """Every sample through the block; the result stays where the inputs are."""
-        output = torch.empty_like(inputs)
-        for part in chains.batches():
-            if observer is not None and chains.mask is not None:
-                observer.mask = chains.mask[part].to(self._device)
-            output[part] = self(inputs[part]).to(output.dtype)
-        return output
-
-
-def _quantize_block(
+def _tune_layers(
     model: OpenModel,
     name: str,
     index: int,
     layers: Sequence[LayerSpec],
     options: TuningOptions,
-    chains: _Chains | None,
+    chains: Chains,
     device: torch.device,
     progress: Progress,
 ) -> BlockResult:
+    """Quantize the layers of one block so that the block answers as before."""
     start = time.monotonic()
-    if chains is None:
-        finished = [_round_layer(model, layer, options, device) for layer in layers]
-        return BlockResult(name, tuple(finished), seconds=time.monotonic() - start)
-
     stored = model.model.get_submodule(name)
     dtype = _compute_dtype(stored, options, device)
     block = _working_copy(stored, dtype, device)
-    runner = _Runner(block, index, chains, device, dtype)
-    specs = {layer.name.removeprefix(name + "."): layer for layer in layers}
-    linears = {inner: block.get_submodule(inner) for inner in specs}
-    observer = ImportanceObserver({i: linears[i] for i, layer in specs.items() if _statistics(layer, options)})
+    runner = Runner(block, index, chains, device, dtype)
+    inner = {layer.name: layer.name.removeprefix(name + ".") for layer in layers}
+    linears = {layer.name: block.get_submodule(inner[layer.name]) for layer in layers}
+    observer = InputObserver(
+        {s.name: linears[s.name] for s in layers if _wants_importance(s, options)},
+        {s.name: linears[s.name] for s in layers if s.static_activations},
+    )
     with observer.watching():
         targets = runner.over(chains, chains.reference, observer)
 
-    tunables = {i: TunableLinear(stored.get_submodule(i), layer, dtype, device) for i, layer in specs.items()}
-    if options.search:
-        for inner, tunable in tunables.items():
-            tunable.search(observer.sums.get(inner))
+    originals = {s.name: stored.get_submodule(inner[s.name]) for s in layers}
+    tunables = {s.name: TunableLinear(originals[s.name], s, dtype, device) for s in layers}
+    _prepare(tunables, observer, options)
     outcome = None
     if options.iters and tunables:
-        _put(block, tunables)
+        _put(block, {inner[n]: tunable for n, tunable in tunables.items()})
         inputs = chains.quantized if options.enable_quanted_input else chains.reference
         samples = Samples(inputs, targets, chains.mask, runner)
         generator = torch.Generator().manual_seed(options.seed + index)
@@ -173,14 +144,11 @@ def _quantize_block(
             outcome = tune_block(
                 list(tunables.values()), samples, options, chains.batch_size, generator, device, progress.step
             )
-    _put(block, linears)
+        _put(block, {inner[n]: linear for n, linear in linears.items()})
     finished = []
-    for inner, tunable in tunables.items():
-        result = tunable.finish()
-        finished.append(result)
-        _store(linears[inner], result)
-        if block is not stored:
-            _store(stored.get_submodule(inner), result)
+    for layer_name, tunable in tunables.items():
+        places = [linears[layer_name]] if block is stored else [linears[layer_name], originals[layer_name]]
+        finished.append(_finish(tunable, places))
     # The quantized chain feeds nothing unless a later block is tuned on it.
     if options.iters and options.enable_quanted_input and index + 1 < len(model.structure.blocks):
         chains.quantized = runner.over(chains, chains.quantized)
@@ -193,15 +161,61 @@ def _quantize_block(
     )
 
 
-def _round_layer(model: OpenModel, layer: LayerSpec, options: TuningOptions, device: torch.device) -> LayerResult:
-    """Quantize a layer by itself, from nothing but its weight."""
-    linear = model.model.get_submodule(layer.name)
-    tunable = TunableLinear(linear, layer, linear.weight.dtype, device)
+def _observe_outside(
+    model: OpenModel,
+    layers: Sequence[LayerSpec],
+    options: TuningOptions,
+    tokens: CalibrationTokens,
+    chains: Chains,
+) -> InputObserver:
+    """Watch the layers behind the blocks, fed with what the original blocks answered."""
+    modules = {layer.name: model.model.get_submodule(layer.name) for layer in layers}
+    observer = InputObserver(
+        {s.name: modules[s.name] for s in layers if _wants_importance(s, options)},
+        {s.name: modules[s.name] for s in layers if s.static_activations},
+    )
+    with observer.watching():
+        for part in chains.batches():
+            observer.mask = None if chains.mask is None else chains.mask[part]
+            run_after_blocks(model.model, model.structure.block_list, tokens.input_ids[part], chains.reference[part])
+    return observer
+
+
+def _prepare(tunables: Mapping[str, TunableLinear], observer: InputObserver | None, options: TuningOptions) -> None:
+    """Everything a layer is told before it is tuned or rounded."""
+    for name, tunable in tunables.items():
+        layer = tunable.layer
+        if layer.static_activations:
+            low, high = _range_of(name, observer)
+            tunable.freeze_activations(low, high)
+        # Layers a runtime fuses decide together; the first one of a set asks for all of them.
+        mates = [n for n in layer.shares if n in tunables and _alike(tunables[n].layer, layer)] or [name]
+        if mates[0] == name:
+            tunable.share_with([tunables[n] for n in mates])
     if options.search:
-        tunable.search(None)
-    result = tunable.finish()
-    _store(linear, result)
-    return result
+        for name, tunable in tunables.items():
+            tunable.search(observer.sums.get(name) if observer is not None else None)
+
+
+def _alike(one: LayerSpec, other: LayerSpec) -> bool:
+    return one.scheme == other.scheme and one.data_type is other.data_type
+
+
+def _range_of(name: str, observer: InputObserver | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range of a layer's input; that of its likes for an expert that no token was sent to."""
+    if observer is not None:
+        template = _without_numbers(name)
+        seen = [name] if name in observer.lows else [n for n in observer.lows if _without_numbers(n) == template]
+        if seen:
+            lows, highs = [observer.lows[n] for n in seen], [observer.highs[n] for n in seen]
+            return torch.stack(lows).min(), torch.stack(highs).max()
+    raise CalibrationError(
+        f"no calibration token reached layer {name}, whose activations are static: pass more text, or other text."
+    )
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 def _compute_dtype(block: nn.Module, options: TuningOptions, device: torch.device) -> torch.dtype:
@@ -225,7 +239,18 @@ def _put(block: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         setattr(block.get_submodule(parent), attribute, module)
 
 
-def _store(linear: Any, result: LayerResult) -> None:
-    """Give a plain layer the weight every runtime will see."""
-    weight = result.weight.T if result.layer.transposed else result.weight
-    linear.weight.copy_(weight)
+def _finish(tunable: TunableLinear, places: Sequence[Any]) -> LayerResult:
+    """The layer's result; plain layers get the weight every runtime will see, and see their input as it will."""
+    result = tunable.finish()
+    for linear in places:
+        linear.weight.copy_(result.weight.T if result.layer.transposed else result.weight)
+        if tunable.activation is not None:
+            linear.register_forward_pre_hook(_seen_through(tunable.activation))
+    return result
+
+
+def _seen_through(activation: ActivationQuantizer) -> Any:
+    def quantize_input(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (activation(args[0]), *args[1:])
+
+    return quantize_input

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
 from auto_round.plan import LayerSpec
 from auto_round.tuning.result import LayerResult
@@ -37,6 +40,11 @@ class TunableLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
         self.compute_dtype = compute_dtype
         self.learnt = nn.ParameterDict()
+        self.activation = None
+        if layer.activation is not None and not layer.static_activations:
+            self.activation = ActivationQuantizer(layer.activation, layer.scheme)
+        self._shared: dict[str, torch.Tensor] = {}
+        self._tuned = self.data_type.tuned
         self._accepted = self.data_type.offers
         self._fixed = self._fixed_offers()
 
@@ -54,19 +62,36 @@ class TunableLinear(nn.Module):
             offers["tensor_max"] = grouped.amax(dims).float().clamp_(min=0)
         return {name: value for name, value in offers.items() if name in self._accepted}
 
+    def freeze_activations(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Fix the scale of static activations, float32 scalars."""
+        assert self.layer.activation is not None
+        frozen = self.layer.activation.freeze(low, high, self.layer.scheme)
+        self.activation = ActivationQuantizer(self.layer.activation, self.layer.scheme, frozen)
+
+    def share_with(self, mates: Sequence[TunableLinear]) -> None:
+        """Give all of these layers, itself among them, what they must have in common."""
+        shared = dict(self.data_type.share([mate.weight for mate in mates], self.layer.scheme))
+        for mate in mates:
+            mate._shared = shared  # noqa: SLF001 - its own class
+            mate._fixed.update(shared)  # noqa: SLF001
+
     def search(self, imatrix: torch.Tensor | None) -> None:
         """Start from the data type's searched scale, if it has a search."""
         if self.data_type.searches:
             scale_dtype = self.layer.scale_dtype or DEFAULT_SCALE_DTYPE
-            found = self.data_type.search(self.weight, self.layer.scheme, imatrix=imatrix, scale_dtype=scale_dtype)
+            found = self.data_type.search(
+                self.weight, self.layer.scheme, imatrix=imatrix, scale_dtype=scale_dtype, **self._shared
+            )
             self._fixed.update(found)
+            if self.data_type.tuned_after_search is not None:
+                self._tuned = self.data_type.tuned_after_search
         if imatrix is not None and "imatrix" in self._accepted:
             self._fixed["imatrix"] = imatrix
 
     def make_learnable(self, minmax: bool) -> None:
         """Add the parameters the data type learns, at their neutral values."""
         shape, group_size = self.layer.shape, self.layer.scheme.group_size
-        for name in self.data_type.tuned:
+        for name in self._tuned:
             if name == "v":
                 start = torch.zeros(group_shape(shape, group_size), device=self.weight.device)
             elif minmax:
@@ -79,7 +104,7 @@ class TunableLinear(nn.Module):
     def clamp_learnt(self) -> None:
         """Keep the learnt parameters within their bounds."""
         for name, parameter in self.learnt.items():
-            bounds = self.data_type.tuned[name]
+            bounds = self._tuned[name]
             if bounds is not None:
                 parameter.clamp_(*bounds)
 
@@ -98,6 +123,8 @@ class TunableLinear(nn.Module):
         return qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.activation is not None:
+            x = self.activation(x)
         return F.linear(x, self.quantized_weight().to(self.compute_dtype), self.bias)
 
     @torch.no_grad()
@@ -106,5 +133,9 @@ class TunableLinear(nn.Module):
         if self.data_type.encodes:
             offers = {**self._fixed, **{name: p.detach() for name, p in self.learnt.items()}}
             codes = self.data_type.encode(self.weight, self.layer.scheme, **offers)
-            return LayerResult(self.layer, codes, self.data_type.decode(codes))
+            weight = self.data_type.decode(codes)
+            if self.activation is not None and self.activation.frozen:
+                frozen = {INPUT_PREFIX + name: tensor for name, tensor in self.activation.frozen.items()}
+                codes = dataclasses.replace(codes, tensors={**codes.tensors, **frozen})
+            return LayerResult(self.layer, codes, weight)
         return LayerResult(self.layer, None, self.quantized_weight().to(self.weight.dtype))

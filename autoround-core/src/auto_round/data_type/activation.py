@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations as the quantized model sees them: the same arithmetic while tuning, in memory and after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from auto_round.data_type.record import DataType
+
+if TYPE_CHECKING:
+    from auto_round.schemes import QuantizationScheme
+
+__all__ = ["INPUT_PREFIX", "ActivationQuantizer", "frozen_offers"]
+
+INPUT_PREFIX = "input_"
+
+
+def frozen_offers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What static activations were frozen to, out of the tensors of a layer's codes."""
+    return {n.removeprefix(INPUT_PREFIX): t for n, t in tensors.items() if n.startswith(INPUT_PREFIX)}
+
+
+class ActivationQuantizer:
+    """Quantizes and dequantizes the input of one layer.
+
+    Args:
+        data_type: what the activations are stored in while a runtime computes.
+        scheme: the layer's scheme, every field filled in.
+        frozen: what `DataType.freeze` returned, for static activations; empty for dynamic ones.
+    """
+
+    def __init__(
+        self, data_type: DataType, scheme: QuantizationScheme, frozen: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        self.data_type = data_type
+        self.scheme = scheme
+        self.frozen = dict(frozen or {})
+        offers: dict[str, Any] = {
+            "bits": scheme.act_bits,
+            "group_size": scheme.act_group_size,
+            "data_type": data_type.name,
+            # Runtimes keep the scales of activations as they compute them.
+            "scale_dtype": torch.float32,
+            "v": 0.0,
+            "min_scale": torch.ones(1),
+            "max_scale": torch.ones(1),
+        }
+        self._offers = {name: value for name, value in offers.items() if name in data_type.offers}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The input as the quantized model sees it: same shape, dtype and device; straight-through gradient."""
+        offers = {**self._offers, **self.frozen}
+        moved = {n: o.to(x.device) if isinstance(o, torch.Tensor) else o for n, o in offers.items()}
+        seen, _, _ = self.data_type.quant_tensor(x, **moved)
+        return seen

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which linear layers receive the same input, found by watching one forward pass.
+
+Runtimes fuse such layers (query, key and value; gate and up), so some data types must give them something in common.
+The pass needs no weights: on a model without them it runs on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["find_shared_inputs"]
+
+PROBE_LENGTH = 4
+
+
+@torch.no_grad()
+def find_shared_inputs(model: Any, layers: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Sets of layers that were called with one and the same tensor, in the order of the model.
+
+    A layer that did not run (an expert no token was sent to), or a model that cannot run without its weights, is
+    grouped as the layers whose names differ from its own in numbers only; failing that, by the module it lies in.
+
+    Args:
+        model: any device, meta included.
+        layers: names of the linear layers of interest.
+    """
+    names = list(layers)
+    seen: dict[str, torch.Tensor] = {}
+    handles = [model.get_submodule(name).register_forward_pre_hook(_note(seen, name)) for name in names]
+    device = next(model.parameters()).device
+    try:
+        model(input_ids=torch.ones(1, PROBE_LENGTH, dtype=torch.int64, device=device), use_cache=False)
+    except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError):
+        pass  # what depends on values cannot run without them; what ran until there is known
+    finally:
+        for handle in handles:
+            handle.remove()
+    # The tensors are alive, so equal identity means the same tensor.
+    group_of: dict[str, object] = {name: id(tensor) for name, tensor in seen.items()}
+    alike = {_template(name): _mates(name, group_of) for name in group_of}
+    for name in names:
+        if name not in group_of:
+            group_of[name] = _borrowed(name, alike)
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        groups.setdefault(group_of[name], []).append(name)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def _note(seen: dict[str, torch.Tensor], name: str) -> Any:
+    def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen[name] = args[0]
+
+    return note
+
+
+def _template(name: str) -> str:
+    """The name with every number out of it, so that `experts.3.up` and `experts.7.up` are one."""
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
+
+
+def _mates(name: str, group_of: dict[str, object]) -> str:
+    """What to call the group of a layer in a way that holds for layers like it."""
+    mates = sorted(other for other, group in group_of.items() if group == group_of[name])
+    return " ".join(_template(mate) for mate in mates)
+
+
+def _borrowed(name: str, alike: dict[str, str]) -> object:
+    parent = name.rpartition(".")[0]
+    return (parent, alike.get(_template(name), ""))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two activations that travel along the blocks, and the runner that takes them through one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from auto_round.calibration.inputs import BlockCall, BlockInputs, capture_block_inputs
+from auto_round.calibration.observer import InputObserver
+
+if TYPE_CHECKING:
+    from auto_round.calibration import CalibrationTokens
+    from auto_round.model.opened import OpenModel
+    from auto_round.tuning.options import TuningOptions
+
+__all__ = ["Chains", "Runner"]
+
+
+@dataclass
+class Chains:
+    """Activations of all samples, between one block and the next.
+
+    Attributes:
+        recorded: what the first block is fed and how all blocks are called.
+        reference: input of the next block in the original model, [samples, length, features].
+        quantized: its input in the quantized model; the same tensor until something differs.
+        mask: which tokens count, bool [samples, length], or None for all.
+        batch_size: samples per forward pass.
+    """
+
+    recorded: BlockInputs
+    reference: torch.Tensor
+    quantized: torch.Tensor
+    mask: torch.Tensor | None
+    batch_size: int
+
+    @classmethod
+    def begin(cls, model: OpenModel, options: TuningOptions, tokens: CalibrationTokens) -> Chains:
+        """Record what the first block is fed."""
+        batch_size = min(options.batch_size, len(tokens))
+        recorded = capture_block_inputs(model.model, model.structure.block_list, tokens.input_ids, batch_size)
+        mask = None if bool(tokens.mask.all()) else tokens.mask
+        return cls(recorded, recorded.hidden, recorded.hidden, mask, batch_size)
+
+    def batches(self) -> Iterator[slice]:
+        """The samples, a batch at a time."""
+        for start in range(0, len(self.reference), self.batch_size):
+            yield slice(start, min(start + self.batch_size, len(self.reference)))
+
+
+class Runner:
+    """Runs one block on batches of hidden states, wherever the block is."""
+
+    def __init__(self, block: nn.Module, index: int, chains: Chains, device: torch.device, dtype: torch.dtype) -> None:
+        self._block, self._device, self._dtype = block, device, dtype
+        self._calls: dict[int, BlockCall] = {
+            size: calls[index].to(device, dtype) for size, calls in chains.recorded.calls.items()
+        }
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._calls[len(hidden)].run(self._block, hidden.to(self._device, self._dtype))
+
+    def over(self, chains: Chains, inputs: torch.Tensor, observer: InputObserver | None = None) -> torch.Tensor:
+        """Every sample through the block; the result stays where the inputs are."""
+        output = torch.empty_like(inputs)
+        for part in chains.batches():
+            if observer is not None and chains.mask is not None:
+                observer.mask = chains.mask[part].to(self._device)
+            output[part] = self(inputs[part]).to(output.dtype)
+        return output
