@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan: what is left alone and why, what it costs, what stands against it."""
 
+import re
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound, DataType, QuantizationScheme, hookimpl
+from auto_round.data_type import Runtime
 from auto_round.errors import PlanError, SchemeError, UnknownNameError
 from auto_round.export import OutputFormat
 from auto_round.plan import choose_scheme
@@ -41,10 +45,90 @@ def test_layers_a_data_type_cannot_take_are_left_alone(registry):
     assert reasons["model.layers.0.mlp.up_proj"] == ""
 
 
-def test_a_tied_head_cannot_be_quantized_alone(registry):
-    model = make_model(tiny_config(tie_word_embeddings=True))
-    with pytest.raises(PlanError, match="shares its weight"):
-        AutoRound(model, scheme="STEPS4", layer_config={"lm_head": {"bits": 8}}, registry=registry).plan()
+@torch.no_grad()
+def test_a_tied_head_gets_a_weight_of_its_own(registry, tokens, tmp_path):
+    make_model(tiny_config(tie_word_embeddings=True)).save_pretrained(tmp_path / "model")
+    job = AutoRound(
+        tmp_path / "model", scheme="STEPS4", quant_lm_head=True, dataset=tokens, iters=0, nsamples=8, registry=registry
+    )
+    before = job.model.get_input_embeddings().weight.clone()
+    model, _ = job.quantize_and_save(tmp_path / "out", format="fake")
+    assert torch.equal(model.get_input_embeddings().weight, before)
+    assert not torch.equal(model.lm_head.weight, before)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_the_head_is_planned_when_it_is_asked_for(model_dir, registry):
+    made = AutoRound(model_dir, scheme="STEPS4", quant_lm_head=True, registry=registry).plan("auto_round")
+    assert made.layers[-1].quantized
+    named = AutoRound(model_dir, scheme="STEPS4", layer_config={"lm_head": {"bits": 8}}, registry=registry).plan()
+    assert named.layers[-1].scheme.bits == 8
+
+
+def test_layers_that_share_an_input_know_each_other(model_dir, registry):
+    made = AutoRound(model_dir, scheme="STEPS4", registry=registry).plan()
+    shares = {layer.name.removeprefix("model.layers.0."): layer.shares for layer in made.layers}
+    attention = tuple(f"model.layers.0.self_attn.{n}_proj" for n in "qkv")
+    assert shares["self_attn.k_proj"] == attention
+    assert shares["self_attn.o_proj"] == ("model.layers.0.self_attn.o_proj",)
+    assert shares["mlp.up_proj"] == ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj")
+
+
+class Mixture(QuantizationScheme):
+    """Eight bits in the last block, more than a rule of names could say."""
+
+    def for_layer(self, place):
+        return QuantizationScheme(8 if place.block == place.blocks - 1 else 4, 32, data_type="steps")
+
+
+def test_a_mixture_decides_layer_by_layer_and_layer_config_has_the_last_word(model_dir, registry):
+    registry.add_scheme("MIXED", Mixture(data_type="steps"))
+    job = AutoRound(model_dir, scheme="MIXED", layer_config={"layers.1.mlp": {"bits": 2}}, registry=registry)
+    bits = {layer.name: layer.scheme.bits for layer in job.plan().quantized}
+    assert bits["model.layers.0.mlp.up_proj"] == 4
+    assert bits["model.layers.1.self_attn.q_proj"] == 8
+    assert bits["model.layers.1.mlp.up_proj"] == 2
+
+
+class Known(DataType):
+    name = "known"
+    encodes = True
+    runtimes = (
+        Runtime("some runtime", "1.0", "auto_round", limits={"group_size": (32, 64)}, fuses=True, note="use 32"),
+        Runtime("another", "2.0", "auto_round", multiple=64),
+    )
+
+    def quant_tensor(self, tensor):
+        return tensor, None, None
+
+
+class KnownPlugin:
+    @hookimpl
+    def quant_tensor(self):
+        return [Known()]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"group_size": 32}, ["another will not load .* in format auto_round: shape .* multiples of 64"]),
+        (
+            {"group_size": 16},
+            ["some runtime will not load .* and 13 more .* group_size=16, and it takes 32, 64 .use 32."],
+        ),
+        (
+            {"group_size": 32, "layer_config": {"layers.0.self_attn.q_proj": {"group_size": 64}}},
+            [r"some runtime will not load .*q_proj .* computes .*k_proj and its like together, in one scheme"],
+        ),
+    ],
+)
+def test_what_a_runtime_will_not_load_is_said_beforehand(model_dir, registry, options, expected):
+    registry.register(KnownPlugin(), name="known")
+    notes = AutoRound(model_dir, data_type="known", registry=registry, **options).plan("auto_round").notes
+    for pattern in expected:
+        assert any(re.search(pattern, note) for note in notes), notes
 
 
 class Picky(OutputFormat):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,8 +17,17 @@ import torch
 from torch import nn
 
 from auto_round.calibration import CalibrationTokens, load_calibration
-from auto_round.errors import CalibrationError, ModelError, OutputError, PlanError, SchemeError, UnknownOptionError
+from auto_round.errors import (
+    CalibrationError,
+    ModelError,
+    OutputError,
+    PlanError,
+    SchemeError,
+    UnknownNameError,
+    UnknownOptionError,
+)
 from auto_round.export.output import check_output, staged_output
+from auto_round.export.packed import ContainerFormat
 from auto_round.model.opened import OpenModel, open_model, wrap_model
 from auto_round.names import did_you_mean, normalise
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
@@ -66,6 +76,7 @@ class AutoRound:
         dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
         nsamples, seqlen: how much of it; `seqlen` defaults to 2048 or what the model can take, if that is less.
         pack: join short texts to full samples instead of padding them.
+        quant_lm_head: quantize the output layer too; a tied one gets a weight of its own.
         disable_opt_rtn: do not search for better scales first; with `iters=0` that is plain rounding.
         device_map: where blocks are computed: "cpu", "cuda", "cuda:1", 1 or "auto" (a GPU if there is one).
         trust_remote_code: allow code that comes with the model to run.
@@ -91,6 +102,7 @@ class AutoRound:
         nsamples: int = 128,
         seqlen: int | None = None,
         pack: bool = False,
+        quant_lm_head: bool = False,
         disable_opt_rtn: bool = False,
         device_map: str | int | torch.device | None = None,
         trust_remote_code: bool = False,
@@ -111,6 +123,7 @@ class AutoRound:
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded
         self.options = TuningOptions(**tuning)
         self.layer_config = layer_config or {}
+        self.quant_lm_head = quant_lm_head
         self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
         self.device = _device(device_map)
         self.trust_remote_code = trust_remote_code
@@ -213,6 +226,9 @@ class AutoRound:
     def _run(self, formats: list[OutputFormat], folders: list[Path]) -> Iterator[BlockResult]:
         began = time.monotonic()
         plan = self._make_plan(formats)
+        if self.verbose:
+            for note in plan.notes:
+                print(f"note: {note}", file=sys.stderr)
         if not plan.quantized:
             reasons = sorted({layer.reason for layer in plan.layers})
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
@@ -260,6 +276,7 @@ class AutoRound:
             self.registry,
             scheme_name=self.scheme_name,
             layer_config=self.layer_config,
+            quant_lm_head=self.quant_lm_head,
             formats=formats,
         )
 
@@ -267,7 +284,23 @@ class AutoRound:
         names = [part.strip() for part in format.split(",")] if isinstance(format, str) else list(format or ())
         if len({normalise(n) for n in names}) != len(names):
             raise SchemeError(f"format {format!r} names one format twice.")
-        return [self.registry.output_format(name) for name in names]
+        return [self._format(name) for name in names]
+
+    def _format(self, name: str) -> OutputFormat:
+        """A format, or a container with one of its packings insisted on."""
+        try:
+            return self.registry.output_format(name)
+        except UnknownNameError:
+            try:
+                packing = self.registry.packing(name)
+            except UnknownNameError:
+                packing = None
+            if packing is None:
+                raise
+            container = self.registry.output_format(packing.format)
+            if not isinstance(container, ContainerFormat):
+                raise
+            return container.with_packing(packing)
 
     def _calibration(self) -> CalibrationTokens:
         model = self._opened()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from auto_round.errors import PlanError, SchemeError
-from auto_round.schemes import QuantizationScheme
+from auto_round.runtimes import runtime_notes
+from auto_round.schemes import LayerPlace, QuantizationScheme
 from auto_round.selectors import select_all
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class LayerSpec:
         dtype: dtype of the stored weight.
         block: name of the block it lies in, None outside of all blocks.
         transposed: whether the module keeps its weight as [in_features, out_features].
+        tied: whether the weight is also the input embedding; quantizing it unties the two.
         scheme: how it is quantized, every field filled in.
         data_type: the data type that does it, None if the layer is left alone.
         activation: the data type of its activations, None if they are left alone.
@@ -50,6 +52,7 @@ class LayerSpec:
     dtype: torch.dtype
     block: str | None
     transposed: bool
+    tied: bool
     scheme: QuantizationScheme
     data_type: DataType | None = field(default=None, compare=False)
     activation: DataType | None = field(default=None, compare=False)
@@ -155,9 +158,13 @@ def make_plan(
     *,
     scheme_name: str = "",
     layer_config: LayerConfig | None = None,
+    quant_lm_head: bool = False,
     formats: Sequence[OutputFormat] = (),
 ) -> Plan:
-    """Decide for every linear layer what happens to it; the model may be a skeleton.
+    """Decide for every linear layer what happens to it; the model need not be loaded.
+
+    Args:
+        quant_lm_head: quantize the output layer too, which is left alone unless `layer_config` names it.
 
     Raises:
         PlanError: everything that stands against it: keys that match nothing, schemes a format cannot hold.
@@ -165,7 +172,7 @@ def make_plan(
     """
     linears = model.structure.linears
     overrides = select_all(layer_config or {}, [info.name for info in linears])
-    layers = [_plan_layer(model, info, scheme, overrides[info.name], registry) for info in linears]
+    layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
     refused: dict[str, list[str]] = {}
     layers = [_with_format(layer, formats, refused) for layer in layers]
     plan = Plan(
@@ -182,7 +189,7 @@ def make_plan(
         problems += output_format.refuses_plan(plan)
     if problems:
         raise PlanError(problems)
-    return plan
+    return dataclasses.replace(plan, notes=tuple(runtime_notes(plan.quantized, formats)))
 
 
 def _plan_layer(
@@ -191,8 +198,10 @@ def _plan_layer(
     scheme: QuantizationScheme,
     overrides: Iterable[str | QuantizationScheme | Mapping[str, Any]],
     registry: Registry,
+    head: bool,
 ) -> LayerSpec:
     overrides = list(overrides)
+    scheme = scheme.for_layer(_place(model, info))
     for change in overrides:
         if isinstance(change, str):
             scheme = registry.scheme(change)
@@ -200,14 +209,11 @@ def _plan_layer(
             scheme = change
         else:
             scheme = scheme.replace(**change)
-    spec = LayerSpec(
-        info.name, info.shape, model.stored_dtype(info.name), info.block, info.transposed, scheme.resolved()
-    )
+    dtype = model.stored_dtype(info.name)
+    spec = LayerSpec(info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved())
     if not scheme.quantizes_weights:
         return dataclasses.replace(spec, reason="left at full precision on request")
-    if info.tied and overrides:
-        raise PlanError([f"{info.name} shares its weight with the input embedding, so it cannot be quantized alone."])
-    if info.block is None and not overrides:
+    if info.block is None and not overrides and not (head and info.head):
         where = "tied to the input embedding" if info.tied else "outside the blocks"
         return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
     data_type = registry.data_type_for(scheme)
@@ -217,6 +223,18 @@ def _plan_layer(
     activation = registry.data_type_for(activation_scheme(spec.scheme)) if scheme.quantizes_activations else None
     return dataclasses.replace(
         spec, data_type=data_type, activation=activation, shares=model.shared_inputs.get(info.name, (info.name,))
+    )
+
+
+def _place(model: OpenModel, info: LinearInfo) -> LayerPlace:
+    blocks = model.structure.blocks
+    config = getattr(model.model, "config", None)
+    return LayerPlace(
+        info.name,
+        info.shape,
+        None if info.block is None else blocks.index(info.block),
+        len(blocks),
+        config.to_dict() if config is not None else {},
     )
 
 

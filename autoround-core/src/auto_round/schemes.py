@@ -22,6 +22,7 @@ __all__ = [
     "FULL_PRECISION_BITS",
     "PRESET_SCHEMES",
     "GroupSize",
+    "LayerPlace",
     "QuantizationScheme",
     "check_field_names",
     "default_scheme_name",
@@ -51,8 +52,27 @@ def _default_data_type() -> str:
 
 
 @dataclass(frozen=True)
+class LayerPlace:
+    """A layer as a mixed scheme sees it.
+
+    Attributes:
+        name: its module's name.
+        shape: (out_features, in_features).
+        block: index of the block it lies in, None outside of all blocks.
+        blocks: how many blocks there are.
+        config: the model's config as plain values.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    block: int | None
+    blocks: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class QuantizationScheme:
-    """How one layer is quantized.
+    """How one layer is quantized. A subclass that overrides `for_layer` is a mixture.
 
     Fields that are None take their meaning from the others, see `resolved`.
 
@@ -138,6 +158,10 @@ class QuantizationScheme:
             act_data_type=self.data_type if self.act_data_type is None else self.act_data_type,
             act_dynamic=True if self.act_dynamic is None else self.act_dynamic,
         )
+
+    def for_layer(self, place: LayerPlace) -> QuantizationScheme:
+        """The scheme of one layer before `layer_config` changes it: this one, if it is no mixture."""
+        return self
 
     @property
     def quantizes_weights(self) -> bool:

@@ -32,6 +32,15 @@ def test_several_files_and_an_index_transformers_reads(tmp_path):
         assert torch.equal(load_file(tmp_path / table["weight_map"][name])[name], tensor)
 
 
+def test_tensors_that_share_memory_are_written_each(tmp_path):
+    writer = ShardWriter(tmp_path)
+    shared = torch.ones(3)
+    writer.add("a", shared)
+    writer.add("b", shared)
+    writer.close()
+    assert set(load_file(tmp_path / "model.safetensors")) == {"a", "b"}
+
+
 def test_files_are_as_readable_as_any_other(tmp_path):
     (tmp_path / "other").touch()
     writer = ShardWriter(tmp_path)

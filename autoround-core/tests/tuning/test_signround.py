@@ -57,7 +57,7 @@ def make_layer(weight):
     linear.weight.data = weight.clone()
     scheme = QuantizationScheme(bits=4, group_size=-1, data_type="shift")
     data_type = FunctionDataType("shift", shift, accepted_offers(shift))
-    spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, scheme, data_type)
+    spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, False, scheme, data_type)
     return TunableLinear(linear, spec, torch.float32, CPU)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from auto_round.data_type import Bounds
 from auto_round_int.fused import quantize_dequantize
-from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
+from auto_round_int.grid import Factor, Grid, Scales, Settings, factor, group_range, store_scale, where_moving
 from auto_round_int.integer import IntegerDataType, runtimes
 from auto_round_int.search import Found, Trial, row_chunks
 
@@ -51,7 +51,7 @@ class AsymmetricGrid(Grid):
     def scales(self, groups: torch.Tensor, min_scale: Factor, max_scale: Factor, settings: Settings) -> Scales:
         low, high = group_range(groups, settings)
         steps, bottom = (1 << settings.bits) - 1, low * factor(min_scale)
-        scale = cast_scale((high * factor(max_scale) - bottom).div_(steps), settings).clamp_(min=settings.threshold)
+        scale = store_scale((high * factor(max_scale) - bottom).div_(steps), settings)
         zero_point = torch.div(bottom, scale.float()).neg_().round_().clamp_(0, steps)
         return Scales(scale.unsqueeze(-1), zero_point.unsqueeze(-1), low, high)
 
@@ -65,13 +65,11 @@ class AsymmetricGrid(Grid):
         by_zero_point: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         steps, scale = (1 << settings.bits) - 1, scales.scale.float().reshape(-1)
-        bottom = scales.low * factor(min_scale)
-        exact = (scales.high * factor(max_scale) - bottom).div_(steps)
-        position = -bottom / scale
-        by_position = by_zero_point * ((position >= -0.5) & (position <= steps + 0.5))
-        by_scale = (by_scale - by_position * position / scale) * scale_moves(exact, settings)
-        by_min = -(by_scale / steps + by_position / scale) * scales.low
-        return by_min, by_scale / steps * scales.high
+        position = scales.low * factor(min_scale) / -scale
+        # Clamping a zero point, at most one step, counts as part of its rounding.
+        by_scale = where_moving(by_scale - by_zero_point * position / scale, scales.scale, settings)
+        by_range = by_scale / steps
+        return (by_zero_point / scale).add_(by_range).mul_(scales.low).neg_(), by_range * scales.high
 
 
 def candidates(trial: Trial, bits: int) -> Iterator[Found]:

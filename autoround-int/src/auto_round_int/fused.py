@@ -136,11 +136,12 @@ def _backward(
     by_zero = torch.zeros_like(by_scale)
     for rows in chunks(groups):
         codes, gradient, step = kept[rows].float(), outer[rows].float(), scale[rows]
+        inner = torch.empty_like(codes) if by_v is None else by_v[rows]
         # The gradient where codes lie on the grid, else zero: hardtanh's own backward is one vectorised pass, while
         # comparing and masking with booleans costs ten times as much on a CPU.
-        inner = torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5)
+        torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5, grad_input=inner)
         total = codes.clamp_(low, high).mul_(gradient).sum(-1)
-        total -= torch.mul(inner, groups[rows], out=codes).sum(-1).div_(step[:, 0])
+        total -= codes.copy_(groups[rows]).mul_(inner).sum(-1).div_(step[:, 0])
         if zero_point is not None:
             everywhere = gradient.sum(-1)
             total -= everywhere * zero_point[rows, 0]
@@ -148,6 +149,5 @@ def _backward(
         by_scale[rows] = total
         if by_weight is not None:
             by_weight[rows] = inner
-        if by_v is not None:
-            torch.mul(inner, step, out=by_v[rows])
+        inner.mul_(step)
     return by_v, by_weight, by_scale, by_zero

@@ -27,19 +27,19 @@ __all__ = [
     "Grouping",
     "Scales",
     "Settings",
-    "cast_scale",
     "chunks",
     "dequantize",
     "factor",
     "group_range",
-    "scale_moves",
+    "store_scale",
+    "where_moving",
     "wide_codes",
 ]
 
 Factor = torch.Tensor | float
 """A learnt factor: [groups], [groups, 1] or one number."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 19
 """Weights worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""
 
 
@@ -175,20 +175,30 @@ def group_range(groups: torch.Tensor, settings: Settings) -> tuple[torch.Tensor,
     return low.detach().float().reshape(-1), high.detach().float().reshape(-1)
 
 
-def cast_scale(scale: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Round a float32 scale to the dtype it is stored in; what would overflow becomes the largest that does not."""
-    limit = torch.finfo(settings.scale_dtype).max
-    return scale.clamp(-limit, limit).to(settings.scale_dtype)
+def least_scale(settings: Settings) -> float:
+    """The smallest magnitude of a scale, as the dtype it is stored in holds it."""
+    return torch.tensor(settings.threshold, dtype=settings.scale_dtype).item()
 
 
-def scale_moves(exact: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """One where a scale follows what it is made of, zero where the threshold or an overflow holds it: float32 [groups].
+def store_scale(exact: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Scales as they are stored.
+
+    Rounded to their dtype; what would overflow becomes the largest number that does not, what is too close to zero the
+    threshold, zero itself positive.
 
     Args:
-        exact: the scale before `cast_scale`, float32 [groups].
+        exact: float32, any shape.
     """
-    size, limit = exact.abs(), torch.finfo(settings.scale_dtype).max
-    return ((size.to(settings.scale_dtype) >= settings.threshold) & (size <= limit)).float()
+    limit = torch.finfo(settings.scale_dtype).max
+    stored = exact.clamp(-limit, limit).to(settings.scale_dtype)
+    return torch.copysign(stored.abs().clamp_(min=settings.threshold), stored + 0.0)
+
+
+def where_moving(gradient: torch.Tensor, scale: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """The gradient by a stored scale, zero where the threshold or an overflow holds the scale; float32 [groups]."""
+    size, limit = scale.float().abs().reshape(-1), torch.finfo(settings.scale_dtype).max
+    moving: torch.Tensor = torch.ops.aten.hardtanh_backward(gradient, size, least_scale(settings), limit)
+    return moving
 
 
 def wide_codes(
@@ -213,7 +223,8 @@ def wide_codes(
     Returns:
         float32, shaped like `groups`: whole numbers in [low - 1, high + 1].
     """
-    codes = torch.div(groups, scale)
+    # A narrower weight is widened first: dividing it as it is would cost one more temporary.
+    codes = torch.div(groups, scale) if groups.dtype == torch.float32 else groups.float().div_(scale)
     if v is not None:
         codes.add_(v)
     codes.round_()

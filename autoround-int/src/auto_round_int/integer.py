@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,10 +26,11 @@ VLLM_GROUPS = (-1, 32, 64, 128)
 
 def runtimes(cpu_bits: tuple[int, ...], cuda_bits: tuple[int, ...], note: str) -> tuple[Runtime, ...]:
     """Where files in the `auto_round` container load; versions are the oldest tried, not the oldest possible."""
+    vllm = partial(Runtime, "vllm", "0.32", "auto_round", multiple=32, fuses=True, note=note)
     return (
         Runtime("transformers", "5.23", "auto_round", note="any bits and group size, through this package"),
-        Runtime("vllm", "0.32", "auto_round", ("cpu",), {"bits": cpu_bits, "group_size": VLLM_GROUPS}, note),
-        Runtime("vllm", "0.32", "auto_round", ("cuda",), {"bits": cuda_bits, "group_size": VLLM_GROUPS}, note),
+        vllm(devices=("cpu",), limits={"bits": cpu_bits, "group_size": VLLM_GROUPS}),
+        vllm(devices=("cuda",), limits={"bits": cuda_bits, "group_size": VLLM_GROUPS}),
     )
 
 

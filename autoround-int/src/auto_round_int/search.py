@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size
-from auto_round_int.grid import Grid, Settings, cast_scale
+from auto_round_int.grid import Grid, Settings, store_scale
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
@@ -76,8 +76,7 @@ class Trial:
 
     def stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Scales as they will be stored, as float32."""
-        narrow, least = cast_scale(scale, self._settings), self._settings.threshold
-        return torch.where(narrow < 0, narrow.clamp(max=-least), narrow.clamp(min=least)).float()
+        return store_scale(scale, self._settings).float()
 
     def sums(self, at: Found) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The sums of h r^2, h r p and h p^2 over each group, float32 [groups, 1]."""

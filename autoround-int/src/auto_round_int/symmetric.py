@@ -10,7 +10,7 @@ import torch
 
 from auto_round.data_type import Bounds
 from auto_round_int.fused import quantize_dequantize
-from auto_round_int.grid import Factor, Grid, Scales, Settings, cast_scale, factor, group_range, scale_moves
+from auto_round_int.grid import Factor, Grid, Scales, Settings, factor, group_range, store_scale, where_moving
 from auto_round_int.integer import IntegerDataType, runtimes
 from auto_round_int.search import Found, Trial, row_chunks
 
@@ -45,15 +45,14 @@ class SymmetricGrid(Grid):
 
     def scales(self, groups: torch.Tensor, min_scale: Factor, max_scale: Factor, settings: Settings) -> Scales:
         if settings.init_scale is not None:
-            start = settings.init_scale.detach().float().reshape(-1)
-            low, high, exact = start, start, start * factor(max_scale)
+            low = high = settings.init_scale.detach().float().reshape(-1)
+            exact = low * factor(max_scale)
         else:
             low, high = group_range(groups, settings)
             below, above = -low * factor(min_scale), high * factor(max_scale)
-            exact = torch.where(below > above, below, -above).div_(1 << (settings.bits - 1))
-        stored, away = cast_scale(exact, settings), settings.threshold
-        kept = torch.where(stored < 0, stored.clamp(max=-away), stored.clamp(min=away))
-        return Scales(kept.unsqueeze(-1), None, low, high)
+            # Positive where below > above, else negative, also in a tie.
+            exact = torch.maximum(below, above).copysign_((above - below).neg_()).div_(1 << (settings.bits - 1))
+        return Scales(store_scale(exact, settings).unsqueeze(-1), None, low, high)
 
     def factor_gradients(
         self,
@@ -64,18 +63,13 @@ class SymmetricGrid(Grid):
         by_scale: torch.Tensor,
         by_zero_point: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        steps = 1 << (settings.bits - 1)
+        moving = where_moving(by_scale, scales.scale, settings)
         if settings.init_scale is not None:
-            exact = scales.low * factor(max_scale)
-            by_min, by_max = torch.zeros_like(by_scale), by_scale * scales.low
-        else:
-            below, above = -scales.low * factor(min_scale), scales.high * factor(max_scale)
-            exact = torch.where(below > above, below, -above).div_(steps)
-            from_low = (below > above).float()  # which end the scale is made of
-            by_min = by_scale * scales.low * from_low / -steps
-            by_max = by_scale * scales.high * (1.0 - from_low) / -steps
-        moves = scale_moves(exact, settings)
-        return by_min * moves, by_max * moves
+            return torch.zeros_like(moving), moving * scales.low
+        # The sign of a scale tells which end it was made of.
+        by_low = torch.ops.aten.threshold_backward(moving, scales.scale.float().reshape(-1), 0.0)
+        steps = 1 << (settings.bits - 1)
+        return by_low * scales.low / -steps, moving.sub_(by_low) * scales.high / -steps
 
 
 def candidates(trial: Trial, bits: int) -> Iterator[Found]:

@@ -72,6 +72,7 @@ _OPTIONS = [
         type=LayerConfigType(),
         help='Layers to treat differently: JSON, or a file with it, e.g. \'{"layers.0": {"bits": 8}}\'.',
     ),
+    click.option("--quant-lm-head", is_flag=True, help="Quantize the output layer too."),
     click.option("--format", "format_", default="auto_round", show_default=True, help="Output formats, with commas."),
     click.option("--trust-remote-code", is_flag=True, help="Let code that comes with the model run."),
 ]

@@ -41,6 +41,7 @@ def _plain(made: Plan) -> dict[str, Any]:
         "model_bytes": made.model_bytes,
         "output_bytes": made.output_bytes,
         "bits_per_weight": made.bits_per_weight,
+        "notes": list(made.notes),
         "layers": [_plain_layer(layer) for layer in made.layers],
     }
 
@@ -80,6 +81,8 @@ def _print(made: Plan) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table, highlight=False)
+    for note in made.notes:
+        console.print(f"note: {note}", highlight=False)
     console.print(
         f"{made.architecture}, {made.scheme_name}: {len(made.quantized)} of {len(made.layers)} linear layers in "
         f"{len(made.blocks)} blocks, {made.bits_per_weight:.3f} bits per quantized weight, "

@@ -45,8 +45,9 @@ class ActivationQuantizer:
             # Runtimes keep the scales of activations as they compute them.
             "scale_dtype": torch.float32,
             "v": 0.0,
-            "min_scale": torch.ones(1),
-            "max_scale": torch.ones(1),
+            # On the CPU even where a model is being built without memory: these are numbers, not part of it.
+            "min_scale": torch.ones(1, device="cpu"),
+            "max_scale": torch.ones(1, device="cpu"),
         }
         self._offers = {name: value for name, value in offers.items() if name in data_type.offers}
 

@@ -32,6 +32,8 @@ class Runtime:
         format: the output format it reads.
         devices: where it runs there.
         limits: what it takes, field of a scheme to the values it may have; a field that is absent is free.
+        multiple: both sides of a weight have to be a multiple of this.
+        fuses: whether it computes layers that share an input as one, which then need one scheme.
         note: one sentence for whoever meets a limit: what would work instead.
     """
 
@@ -40,6 +42,8 @@ class Runtime:
     format: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     limits: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    multiple: int = 1
+    fuses: bool = False
     note: str = ""
 
 

@@ -63,6 +63,8 @@ class _CheckpointExporter:
         else:
             config = self._model.model.config.to_dict()
             config.setdefault("architectures", [self._model.architecture])
+        if any(layer.tied for layer in self._plan.quantized):
+            config["tie_word_embeddings"] = False
         quantization = self._format.quantization_config(self._plan)
         if quantization is not None:
             config["quantization_config"] = quantization

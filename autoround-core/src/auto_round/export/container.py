@@ -3,55 +3,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from auto_round.errors import ContractError
-from auto_round.export.checkpoint import CheckpointFormat
 from auto_round.export.named import NamedCodes
+from auto_round.export.packed import ContainerFormat
 
 if TYPE_CHECKING:
-    import torch
-
     from auto_round.export.packing import Packing
     from auto_round.plan import LayerSpec, Plan
-    from auto_round.tuning.result import LayerResult
 
 __all__ = ["AutoRoundFormat"]
 
 
-class AutoRoundFormat(CheckpointFormat):
+class AutoRoundFormat(ContainerFormat):
     """Picks, for each layer, the first packing that takes it, families' packings before the plain one."""
 
     name = "auto_round"
     summary = "the generic container; loads through transformers, and in vLLM where a packing it knows is used"
 
-    def packing(self, layer: LayerSpec) -> Packing:
-        """The packing a layer is stored with.
-
-        Raises:
-            ContractError: none takes it; `refuses` says so first.
-        """
-        assert layer.data_type is not None
-        for packing in self._candidates():
-            if packing.refuses(layer.data_type.name, layer.scheme, layer.shape) is None:
-                return packing
-        raise ContractError(f"no packing of format {self.name} takes {layer.name}.")
-
-    def _candidates(self) -> list[Packing]:
-        return [*self.plugins.packings(self.name), NamedCodes(self.plugins)]
-
-    def refuses(self, layer: LayerSpec) -> str | None:
-        assert layer.data_type is not None
-        return NamedCodes(self.plugins).refuses(layer.data_type.name, layer.scheme, layer.shape)
-
-    def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
-        return self.packing(layer).scale_dtype(layer.dtype)
-
-    def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
-        assert result.codes is not None
-        return self.packing(result.layer).pack(result.codes)
+    def candidates(self) -> Sequence[Packing]:
+        chosen = super().candidates()
+        return chosen if self.only is not None else [*chosen, NamedCodes(self.plugins)]
 
     def quantization_config(self, plan: Plan) -> dict[str, Any]:
         """The common scheme at the top, layers that differ below `extra_config`, and who made what."""
@@ -68,10 +43,16 @@ class AutoRoundFormat(CheckpointFormat):
                 extra[layer.name] = {"bits": 16, "data_type": "float"}
             elif layer.quantized and layer.block is None:
                 extra[layer.name] = settings[layer.name]
+        blocks = plan.blocks[0].rpartition(".")[0]
+        group_size = top.get("group_size")
+        if group_size == 0 or isinstance(group_size, list):
+            # transformers refuses these at the top, before any loader is asked, and looks at nothing below.
+            top = {**top, "group_size": -1}
+            extra[rf"^{re.escape(blocks)}\."] = {"group_size": group_size}
         config = {
             "quant_method": "auto-round",
             **top,
-            "block_name_to_quantize": plan.blocks[0].rpartition(".")[0],
+            "block_name_to_quantize": blocks,
             "autoround_version": __version__,
             "provenance": self._provenance(plan),
         }

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from auto_round.data_type import Codes
+from auto_round.data_type.activation import INPUT_PREFIX
 from auto_round.export.packing import Packing, TensorLayout
+from auto_round.plan import activation_scheme
 
 if TYPE_CHECKING:
     from auto_round.plugins import Registry
@@ -37,9 +40,14 @@ class NamedCodes(Packing):
 
     def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
         data_type = self._registry.data_type_for(scheme)
-        with torch.device("cpu"):  # models are built on the meta device, where codes cannot be made
-            codes = data_type.encode(torch.zeros(shape), scheme)
-        return {PREFIX + name: (tuple(t.shape), t.dtype) for name, t in codes.tensors.items()}
+        with _plain_defaults():
+            weight = torch.ones(shape)
+            tensors = dict(data_type.encode(weight, scheme, **data_type.share([weight], scheme)).tensors)
+            if scheme.quantizes_activations and scheme.act_dynamic is False:
+                activation = self._registry.data_type_for(activation_scheme(scheme))
+                frozen = activation.freeze(torch.tensor(-1.0), torch.tensor(1.0), scheme)
+                tensors |= {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
+        return {PREFIX + name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
 
     def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
         return {PREFIX + name: tensor for name, tensor in codes.tensors.items()}
@@ -54,3 +62,15 @@ class NamedCodes(Packing):
     ) -> Codes:
         named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
         return Codes(data_type, scheme, shape, dtype, named)
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Models are built on the meta device, where codes cannot be made, and with their own dtype as the default one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)

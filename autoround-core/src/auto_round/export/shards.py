@@ -27,6 +27,7 @@ class ShardWriter:
         self._pending_bytes = 0
         self._written: list[list[str]] = []
         self._names: set[str] = set()
+        self._storages: set[int] = set()
         self._total = 0
         probe = directory / "mode"
         probe.touch()
@@ -44,7 +45,11 @@ class ShardWriter:
         if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
             self._flush()
         self._names.add(name)
-        self._pending[name] = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, and layers may well share a scale.
+        self._pending[name] = tensor.clone() if storage in self._storages else tensor
+        self._storages.add(storage)
         self._pending_bytes += tensor.nbytes
         self._total += tensor.nbytes
 
@@ -77,3 +82,4 @@ class ShardWriter:
         self._part(len(self._written)).chmod(self._mode)
         self._written.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
+        self._storages.clear()

@@ -38,7 +38,8 @@ class PackedLinear(nn.Module):
         self.data_type, self.packing, self.scheme, self.dtype = data_type, packing, scheme, dtype
         self._names = []
         for name, (shape, tensor_dtype) in packing.layout(scheme, (out_features, in_features)).items():
-            self.register_buffer(name, torch.empty(shape, dtype=tensor_dtype))
+            # Not by `register_buffer`, which refuses a tensor called `weight` because of the property below.
+            self._buffers[name] = torch.empty(shape, dtype=tensor_dtype)
             self._names.append(name)
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype) if bias else None)
         self._decoded: torch.Tensor | None = None
@@ -49,7 +50,7 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The decoded weight, [out_features, in_features], for code that reads it; writing has no effect."""
-        weight = self._weight(self.dtype, self.get_buffer(self._names[0]).device)
+        weight = self._weight(self.dtype, self._stored(self._names[0]).device)
         # Models that initialize their layers' weights by name while they load must leave this one as it is.
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001 - transformers' own mark
         return weight
@@ -57,12 +58,18 @@ class PackedLinear(nn.Module):
     @torch.no_grad()
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, [out_features, in_features], in the given dtype."""
-        packed = {name: self.get_buffer(name) for name in self._names}
+        packed = {name: self._stored(name) for name in self._names}
         shape = (self.out_features, self.in_features)
         codes = self.packing.unpack(packed, self.data_type.name, self.scheme, shape, dtype)
         if self.activation is not None and self.scheme.act_dynamic is False:
             self.activation.frozen = frozen_offers(codes.tensors)
         return self.data_type.decode(codes)
+
+    def _stored(self, name: str) -> torch.Tensor:
+        """A packed tensor as it lies in the checkpoint; one may be called `weight`, unlike the decoded one."""
+        tensor = self._buffers[name]
+        assert tensor is not None
+        return tensor
 
     def forget(self) -> None:
         """Decode anew at the next use: the packed tensors have changed."""

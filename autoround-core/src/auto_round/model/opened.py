@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,22 +131,30 @@ class OpenModel:
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise ModelError(f"weight {name} of {self.name} has {bad} values that are NaN or infinite.")
 
+    def untie(self, layers: Iterable[str]) -> None:
+        """Give layers whose weight is also the input embedding a weight of their own."""
+        for name in layers:
+            linear = self.model.get_submodule(name)
+            linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+            self.model.config.tie_word_embeddings = False
+
     def other_tensors(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that is not the weight of one of these layers, as it is stored.
 
         With files they come from the files, so that nothing a model class ignores is lost.
         """
         weights = {f"{layer}.weight" for layer in layers}
-        if self.headers and weights <= set(self.headers):
+        tied = {f"{info.name}.weight" for info in self.structure.linears if info.tied}
+        if self.headers and weights - tied <= set(self.headers):
             for file in sorted({stored.file for stored in self.headers.values()}):
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - safe_open is not iterable
                         if name not in weights:
                             yield name, opened.get_tensor(name)
             return
-        tied = _tied_names(self.model)
+        repeated = _tied_names(self.model)
         for name, tensor in self.model.state_dict().items():
-            if name not in weights and name not in tied:
+            if name not in weights and name not in repeated:
                 yield name, tensor
 
 

@@ -33,10 +33,16 @@ def find_shared_inputs(model: Any, layers: Iterable[str]) -> tuple[tuple[str, ..
     seen: dict[str, torch.Tensor] = {}
     handles = [model.get_submodule(name).register_forward_pre_hook(_note(seen, name)) for name in names]
     device = next(model.parameters()).device
+    ids = torch.ones(1, PROBE_LENGTH, dtype=torch.int64, device=device)
+    mask = torch.zeros(1, 1, PROBE_LENGTH, PROBE_LENGTH, device=device)
     try:
-        model(input_ids=torch.ones(1, PROBE_LENGTH, dtype=torch.int64, device=device), use_cache=False)
-    except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError):
-        pass  # what depends on values cannot run without them; what ran until there is known
+        # Without values no mask can be made; a ready one spares models the attempt.
+        for options in ({"attention_mask": mask}, {}):
+            try:
+                model(input_ids=ids, use_cache=False, **options)
+            except (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError):
+                continue  # what ran until there is known
+            break
     finally:
         for handle in handles:
             handle.remove()

@@ -25,6 +25,7 @@ class LinearInfo:
         transposed: whether its weight is kept as [in_features, out_features].
         block: name of the block it lies in, or None.
         tied: whether its weight is also the input embedding.
+        head: whether it is the model's output layer.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LinearInfo:
     transposed: bool
     block: str | None
     tied: bool
+    head: bool
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,17 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _describe(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[LinearInfo]:
     tied_to = _embedding_ties(model)
+    head = _head(model)
     for name, module in _linears(model):
         rows, cols = module.weight.shape
         transposed = isinstance(module, Conv1D)
         shape = (cols, rows) if transposed else (rows, cols)
         block = next((b for b in blocks if name.startswith(b + ".")), None)
-        yield LinearInfo(name, shape, transposed, block, name in tied_to)
+        yield LinearInfo(name, shape, transposed, block, name in tied_to, module is head)
+
+
+def _head(model: nn.Module) -> Any:
+    return getattr(model, "get_output_embeddings", lambda: None)()
 
 
 def _embedding_ties(model: nn.Module) -> set[str]:
@@ -97,7 +104,7 @@ def _embedding_ties(model: nn.Module) -> set[str]:
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tied = {name for name, m in _linears(model) if id(m.weight) in embeddings}
     config = getattr(model, "config", None)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = _head(model)
     if head is not None and getattr(config, "tie_word_embeddings", False):
         tied |= {name for name, m in _linears(model) if m is head}
     return tied

@@ -70,6 +70,7 @@ def quantize_blocks(
         each block as soon as it is done, then the layers outside the blocks, if any are to be quantized.
     """
     outside = [layer for layer in plan.quantized if layer.block is None]
+    model.untie(layer.name for layer in outside if layer.tied)
     progress.start(len(plan.blocks) + bool(outside), max(1, options.iters))
     chains = None
     if tokens is not None and needs_calibration(plan, options):

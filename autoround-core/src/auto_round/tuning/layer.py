@@ -56,10 +56,10 @@ class TunableLinear(nn.Module):
         offers |= {"v": 0.0, "min_scale": neutral, "max_scale": neutral}
         if {"tensor_min", "tensor_max"} <= self._accepted:
             # Of the original weight, which never changes: computed once and not at every step.
-            grouped, _, _ = reshape_pad_tensor_by_group_size(self.weight, scheme.group_size)
+            grouped, _, _ = reshape_pad_tensor_by_group_size(self.weight.float(), scheme.group_size)
             dims = (-2, -1) if isinstance(scheme.group_size, tuple) else (-1,)
-            offers["tensor_min"] = grouped.amin(dims).float().clamp_(max=0)
-            offers["tensor_max"] = grouped.amax(dims).float().clamp_(min=0)
+            offers["tensor_min"] = grouped.amin(dims).clamp_(max=0)
+            offers["tensor_max"] = grouped.amax(dims).clamp_(min=0)
         return {name: value for name, value in offers.items() if name in self._accepted}
 
     def freeze_activations(self, low: torch.Tensor, high: torch.Tensor) -> None:

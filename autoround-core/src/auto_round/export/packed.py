@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers: checkpoints whose layers lie in packings that data types bring along."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from auto_round.errors import ContractError
+from auto_round.export.checkpoint import CheckpointFormat
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.export.packing import Packing
+    from auto_round.plan import LayerSpec
+    from auto_round.tuning.result import LayerResult
+
+__all__ = ["ContainerFormat"]
+
+
+class ContainerFormat(CheckpointFormat):
+    """Stores each layer in the first packing that takes it.
+
+    Attributes:
+        only: the one packing a user asked for by name, None to choose.
+    """
+
+    only: Packing | None = None
+
+    def with_packing(self, packing: Packing) -> ContainerFormat:
+        """The same container for whom nothing but this packing will do; its name becomes the packing's."""
+        strict = copy.copy(self)
+        strict.only, strict.name = packing, packing.name
+        return strict
+
+    def candidates(self) -> Sequence[Packing]:
+        """Packings in the order they are tried."""
+        return [self.only] if self.only is not None else self.plugins.packings(self.name)
+
+    def packing(self, layer: LayerSpec) -> Packing:
+        """The packing a layer is stored in.
+
+        Raises:
+            ContractError: none takes it; `refuses` says so first.
+        """
+        assert layer.data_type is not None
+        for packing in self.candidates():
+            if packing.refuses(layer.data_type.name, layer.scheme, layer.shape) is None:
+                return packing
+        raise ContractError(f"no packing of format {self.name} takes {layer.name}.")
+
+    def refuses(self, layer: LayerSpec) -> str | None:
+        assert layer.data_type is not None
+        reasons = [p.refuses(layer.data_type.name, layer.scheme, layer.shape) for p in self.candidates()]
+        if None in reasons:
+            return None
+        told = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+        return told or f"no installed plugin has a packing of {layer.data_type.name} for it."
+
+    def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
+        return self.packing(layer).scale_dtype(layer.dtype)
+
+    def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
+        assert result.codes is not None
+        return self.packing(result.layer).pack(result.codes)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a plan's output will load, told before the work: families say it as data, this only compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from auto_round.data_type import Runtime
+    from auto_round.export import OutputFormat
+    from auto_round.plan import LayerSpec
+
+__all__ = ["runtime_notes"]
+
+
+def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> Iterator[str]:
+    """One sentence for each runtime that cannot load what a format would write of these layers, and why.
+
+    Args:
+        layers: the layers that are quantized.
+    """
+    for output_format in formats:
+        container = output_format.name.partition(":")[0]
+        known: dict[str, Runtime] = {}
+        for layer in layers:
+            assert layer.data_type is not None
+            for runtime in layer.data_type.runtimes:
+                if runtime.format in (output_format.name, container):
+                    known.setdefault(runtime.name, runtime)
+        for name, runtime in known.items():
+            obstacles: dict[str, list[str]] = {}
+            for layer in layers:
+                for obstacle in _obstacles(layer, name, output_format.name):
+                    obstacles.setdefault(obstacle, []).append(layer.name)
+            if runtime.fuses:
+                for first, other in _torn_apart(layers):
+                    obstacles.setdefault(f"it computes {other} and its like together, in one scheme", []).append(first)
+            for obstacle, names in obstacles.items():
+                where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+                yield f"{name} will not load {where} in format {output_format.name}: {obstacle}."
+
+
+def _obstacles(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
+    """Why no record of a runtime takes a layer; nothing if one does."""
+    assert layer.data_type is not None
+    container = format_name.partition(":")[0]
+    records = [r for r in layer.data_type.runtimes if r.name == runtime_name and r.format in (format_name, container)]
+    if not records:
+        yield f"it does not know {layer.data_type.name}"
+        return
+    reasons = [_obstacle(layer, record) for record in records]
+    if all(reasons):
+        yield str(reasons[0])
+
+
+def _obstacle(layer: LayerSpec, record: Runtime) -> str | None:
+    for field_name, allowed in record.limits.items():
+        value = getattr(layer.scheme, field_name)
+        if value not in allowed:
+            told = f"{field_name}={value}, and it takes {', '.join(map(str, allowed))}"
+            return f"{told} ({record.note})" if record.note else told
+    if any(side % record.multiple for side in layer.shape):
+        return f"shape {layer.shape}, and it takes multiples of {record.multiple}"
+    return None
+
+
+def _torn_apart(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, str]]:
+    """Layers that share an input and have different schemes."""
+    by_name = {layer.name: layer for layer in layers}
+    for layer in layers:
+        for mate in layer.shares:
+            if mate != layer.name and (mate not in by_name or by_name[mate].scheme != layer.scheme):
+                yield layer.name, mate
+                break
