@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -46,6 +46,7 @@ __all__ = ["AutoRound", "RunReport"]
 
 DEFAULT_SEQLEN = 2048
 DEFAULT_FORMAT = "auto_round"
+_LOGGER = logging.getLogger(__name__)
 _TUNING = frozenset(f.name for f in dataclasses.fields(TuningOptions))
 _SCHEME = frozenset(f.name for f in dataclasses.fields(QuantizationScheme))
 
@@ -226,9 +227,8 @@ class AutoRound:
     def _run(self, formats: list[OutputFormat], folders: list[Path]) -> Iterator[BlockResult]:
         began = time.monotonic()
         plan = self._make_plan(formats)
-        if self.verbose:
-            for note in plan.notes:
-                print(f"note: {note}", file=sys.stderr)
+        for note in plan.notes:
+            _LOGGER.warning("note: %s", note)
         if not plan.quantized:
             reasons = sorted({layer.reason for layer in plan.layers})
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from auto_round.model.structure import LinearInfo
     from auto_round.plugins import Registry
 
-__all__ = ["LayerConfig", "LayerSpec", "Plan", "activation_scheme", "choose_scheme", "make_plan"]
+__all__ = ["KeptWeight", "LayerConfig", "LayerSpec", "Plan", "activation_scheme", "choose_scheme", "make_plan"]
 
 LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
@@ -84,6 +84,23 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class KeptWeight:
+    """A weight that is no linear layer's and stays as it is.
+
+    Attributes:
+        name: its module's name.
+        shape: as stored.
+        nbytes: bytes it takes.
+        reason: why it stays.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will be done to a model.
 
@@ -95,6 +112,7 @@ class Plan:
         layers: every linear layer in the order of the model.
         blocks: names of the blocks in the order they run.
         model_bytes: bytes of all tensors of the model as stored.
+        kept: embeddings, which stay as they are.
         notes: what the user should know and need not mend.
     """
 
@@ -105,6 +123,7 @@ class Plan:
     layers: tuple[LayerSpec, ...]
     blocks: tuple[str, ...]
     model_bytes: int
+    kept: tuple[KeptWeight, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -183,6 +202,7 @@ def make_plan(
         layers=tuple(layers),
         blocks=model.structure.blocks,
         model_bytes=model.model_bytes,
+        kept=tuple(_kept(model, name, shape) for name, shape in model.structure.embeddings),
     )
     problems = [f"{_and_more(names)}: {reason}" for reason, names in refused.items()]
     for output_format in formats:
@@ -226,6 +246,11 @@ def _plan_layer(
     )
 
 
+def _kept(model: OpenModel, name: str, shape: tuple[int, int]) -> KeptWeight:
+    nbytes = shape[0] * shape[1] * model.stored_dtype(name).itemsize
+    return KeptWeight(name, shape, nbytes, "an embedding: rows are looked up, not multiplied")
+
+
 def _place(model: OpenModel, info: LinearInfo) -> LayerPlace:
     blocks = model.structure.blocks
     config = getattr(model.model, "config", None)
@@ -262,7 +287,8 @@ def _with_format(layer: LayerSpec, formats: Sequence[OutputFormat], refused: dic
         told = " and ".join(f"{name} stores scales as {dtype}" for dtype, name in wanted.items())
         reason = f"{told}; one tuning cannot serve both, so run them one after the other."
         refused.setdefault(reason, []).append(layer.name)
-    return dataclasses.replace(layer, scale_dtype=next(iter(wanted), None))
+    assert layer.data_type is not None
+    return dataclasses.replace(layer, scale_dtype=next(iter(wanted), layer.data_type.scale_dtype))
 
 
 def _and_more(names: Sequence[str]) -> str:

@@ -131,7 +131,9 @@ def test_plan_for_people_and_for_programs(model_dir):
     assert shown.exit_code == 0, shown.output
     assert "model.layers.1.mlp.down_proj" in shown.output
     assert "outside the blocks" in shown.output
+    assert "model.embed_tokens" in shown.output
     told = json.loads(CliRunner().invoke(main, ["plan", str(model_dir), "--scheme", "STEPS4", "--json"]).output)
     assert told["blocks"] == ["model.layers.0", "model.layers.1"]
     assert len(told["layers"]) == 15
+    assert told["kept"][0]["bytes"] == 256 * 32 * 2
     assert told["layers"][0]["data_type"] == "steps"

@@ -41,6 +41,7 @@ def _plain(made: Plan) -> dict[str, Any]:
         "model_bytes": made.model_bytes,
         "output_bytes": made.output_bytes,
         "bits_per_weight": made.bits_per_weight,
+        "kept": [{"name": k.name, "shape": list(k.shape), "bytes": k.nbytes, "reason": k.reason} for k in made.kept],
         "notes": list(made.notes),
         "layers": [_plain_layer(layer) for layer in made.layers],
     }
@@ -77,6 +78,10 @@ def _print(made: Plan) -> None:
             f"{layer.bits_per_weight:.3f}",
             layer.reason,
         )
+    for kept in made.kept:
+        shape = "x".join(map(str, kept.shape))
+        bits = kept.nbytes * 8 / (kept.shape[0] * kept.shape[1])
+        table.add_row(kept.name, shape, "-", "-", "-", f"{kept.nbytes:,}", f"{bits:.3f}", kept.reason)
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

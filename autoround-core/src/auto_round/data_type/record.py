@@ -58,6 +58,7 @@ class DataType:
         tuned: the parameters worth learning, by name (of `v`, `min_scale`, `max_scale`), with their bounds.
         tuned_after_search: the same where tuning starts from what `search` found, a scale that may also have to grow;
             None if there is no difference.
+        scale_dtype: dtype of scales where no format decides it; None for float16.
         runtimes: where its files load.
     """
 
@@ -65,6 +66,7 @@ class DataType:
     summary: str = ""
     tuned: Mapping[str, Bounds] = {"v": None, "min_scale": (0.0, 1.0), "max_scale": (0.0, 1.0)}
     tuned_after_search: Mapping[str, Bounds] | None = None
+    scale_dtype: torch.dtype | None = None
     runtimes: tuple[Runtime, ...] = ()
     encodes: ClassVar[bool] = False
     """Whether `encode` and `decode` exist, so that formats other than `fake` can hold it."""

@@ -41,10 +41,12 @@ class Structure:
     """Attributes:
     blocks: names of the repeated blocks, in the order they run.
     linears: every linear layer, in the order of the model.
+    embeddings: name and shape of every embedding, [rows, features].
     """
 
     blocks: tuple[str, ...]
     linears: tuple[LinearInfo, ...]
+    embeddings: tuple[tuple[str, tuple[int, int]], ...] = ()
 
     @property
     def block_list(self) -> str:
@@ -68,7 +70,9 @@ def find_structure(model: nn.Module) -> Structure:
         )
     list_name, block_list = max(candidates, key=lambda item: sum(p.numel() for p in item[1].parameters()))
     blocks = tuple(f"{list_name}.{index}" for index in range(len(block_list)))
-    return Structure(blocks, tuple(_describe(model, blocks)))
+    embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    shapes = tuple((name, (m.num_embeddings, m.embedding_dim)) for name, m in embeddings)
+    return Structure(blocks, tuple(_describe(model, blocks)), shapes)
 
 
 def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
