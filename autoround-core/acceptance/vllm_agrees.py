@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do vLLM and transformers read the same model out of a checkpoint? Exit code 0 if they do.
 
-usage: vllm_agrees.py CHECKPOINT TEXT
+usage: vllm_agrees.py CHECKPOINT TEXT [SAME]
 
-Each loads the checkpoint in a process of its own, in bfloat16, and scores the first 16 windows of 256 tokens of the
-text. Two runtimes sum in different orders, in numbers of 8 bits of precision: single tokens differ by up to a tenth of
-a nat in either direction, the mean over 4080 of them by some ten-thousandths. A transposed, shifted or misread weight
-costs whole nats. The bar, 0.005 nats on the mean negative log-likelihood, lies well between.
+transformers loads SAME instead, if it is given: the same weights in a format that it reads by itself. Each of the two
+runs in a process of its own, in bfloat16, and scores the first 16 windows of 256 tokens of the text. Two runtimes sum in
+different orders, in numbers of 8 bits of precision: single tokens differ by up to a tenth of a nat in either direction,
+the mean over 4080 of them by some ten-thousandths. A transposed, shifted or misread weight costs whole nats. The bar,
+0.005 nats on the mean negative log-likelihood, lies well between.
 """
 
 from __future__ import annotations
@@ -65,9 +66,12 @@ def score_vllm(checkpoint: str, ids: list[list[int]]) -> list[float]:
     ]
 
 
-def in_own_process(runtime: str, checkpoint: str, text: str) -> list[float]:
+SCORERS = {"--transformers": score_transformers, "--vllm": score_vllm}
+
+
+def in_own_process(scorer: str, checkpoint: str, text: str) -> list[float]:
     """Run this file again for one runtime; its last line of output is the answer."""
-    command = [sys.executable, __file__, checkpoint, text, runtime]
+    command = [sys.executable, __file__, scorer, checkpoint, text]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     scores: list[float] = json.loads(lines[-1])
     return scores
@@ -75,12 +79,13 @@ def in_own_process(runtime: str, checkpoint: str, text: str) -> list[float]:
 
 def main() -> None:
     """Compare, or be one of the two."""
-    checkpoint, text, *runtime = sys.argv[1:]
-    if runtime:
-        score = score_vllm if runtime == ["vllm"] else score_transformers
-        print("\n" + json.dumps(score(checkpoint, windows(checkpoint, text))))
+    if sys.argv[1] in SCORERS:
+        scorer, checkpoint, text = sys.argv[1:]
+        print("\n" + json.dumps(SCORERS[scorer](checkpoint, windows(checkpoint, text))))
         return
-    ours, theirs = (in_own_process(name, checkpoint, text) for name in ("transformers", "vllm"))
+    checkpoint, text, *more = sys.argv[1:]
+    same = more[0] if more else checkpoint
+    ours, theirs = in_own_process("--transformers", same, text), in_own_process("--vllm", checkpoint, text)
     nll_ours, nll_theirs = -sum(ours) / len(ours), -sum(theirs) / len(theirs)
     largest = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     difference = abs(nll_ours - nll_theirs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both grids: what is stored is what was tuned, at every shape and width; edges; gradients not recorded."""
+"""The grids: what is stored is what was tuned, at every shape and width; edges; gradients not recorded."""
 
 import pytest
 import torch
@@ -9,14 +9,17 @@ from auto_round import QuantizationScheme
 from auto_round.data_type.grouping import group_count, group_shape
 from auto_round.errors import SchemeError
 from auto_round_int.asymmetric import IntAsym
+from auto_round_int.restricted import IntSymGptq
 from auto_round_int.symmetric import IntSym
 
-BOTH = pytest.mark.parametrize("data_type", [IntSym(), IntAsym()], ids=lambda d: d.name)
+EACH = pytest.mark.parametrize("data_type", [IntSym(), IntAsym(), IntSymGptq()], ids=lambda d: d.name)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def scheme_of(data_type, bits=4, group_size=32):
-    return QuantizationScheme(bits=bits, group_size=group_size, sym=data_type.name == "int_sym", data_type="int")
+    return QuantizationScheme(
+        bits=bits, group_size=group_size, sym=data_type.name != "int_asym", data_type=data_type.name
+    )
 
 
 def same_bits(one, other):
@@ -24,7 +27,7 @@ def same_bits(one, other):
     return one.dtype == other.dtype and torch.equal(one.view(integer), other.view(integer))
 
 
-@BOTH
+@EACH
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 9),
@@ -58,7 +61,7 @@ def test_codes_decode_to_what_was_tuned(
     assert torch.isfinite(rounded).all()
 
 
-@BOTH
+@EACH
 def test_large_weights_are_worked_on_in_pieces_that_join(data_type, monkeypatch):
     weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
     v = torch.zeros(48, 32, requires_grad=True)
@@ -71,7 +74,7 @@ def test_large_weights_are_worked_on_in_pieces_that_join(data_type, monkeypatch)
     assert torch.equal(found, expected)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("scale_dtype", DTYPES)
 @pytest.mark.parametrize(
     "row",
@@ -121,7 +124,7 @@ def differentiate(data_type, weight, learnt, **options):
     )
 
 
-@BOTH
+@EACH
 def test_the_weight_gets_its_gradient_straight_through(data_type):
     weight = torch.tensor([[-4.0, -1.0, 0.0, 1.0, 2.0, 3.9, 0.3, 0.1]], requires_grad=True)
     rounded, *_ = data_type.quant_tensor(weight, 3, -1, max_scale=torch.tensor([0.5]), min_scale=torch.tensor([0.5]))
@@ -129,7 +132,7 @@ def test_the_weight_gets_its_gradient_straight_through(data_type):
     assert found.tolist() == [[0, 1, 1, 1, 0, 0, 1, 1]]  # the grid ends at about -2 and 1.6
 
 
-@BOTH
+@EACH
 def test_gradients_with_a_given_range(data_type):
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
     groups = weight.view(8, 32)
@@ -162,7 +165,7 @@ def test_a_searched_scale_is_what_max_scale_multiplies():
     assert by_min.tolist() == [0, 0]
 
 
-@BOTH
+@EACH
 def test_what_cannot_be_is_refused(data_type):
     assert data_type.supports(scheme_of(data_type), (7, 5)) is None
     assert "2 to 8 bits, not 1" in data_type.supports(scheme_of(data_type, 1), (8, 8))
@@ -175,7 +178,7 @@ def test_what_cannot_be_is_refused(data_type):
         data_type.encode(torch.ones(1, 32), scheme_of(data_type), maxscale=1.0)
 
 
-@BOTH
+@EACH
 def test_activations_of_any_rank_are_rounded_row_by_row(data_type):
     hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(3))
     rounded, scale, _ = data_type.quant_tensor(hidden, 8, -1)

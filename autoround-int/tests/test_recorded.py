@@ -9,6 +9,7 @@ import torch
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
 from auto_round.data_type.rounding import round_ste
 from auto_round_int.asymmetric import IntAsym
+from auto_round_int.restricted import IntSymGptq
 from auto_round_int.symmetric import IntSym
 
 THRESHOLD = 1e-5
@@ -71,6 +72,52 @@ def test_values_are_the_recorded_ones(recorded, name, data_type):
         assert zero_point == 2 ** (case["bits"] - 1) if "zp" not in tensors else torch.equal(zero_point, tensors["zp"])
         compared += 1
     assert compared >= 40
+
+
+def groups_of(tensor, case):
+    return reshape_pad_tensor_by_group_size(tensor, case["group_size"])[0]
+
+
+def test_the_restricted_grid_is_the_recorded_one(recorded):
+    compared = 0
+    for case, tensors in recorded("int_sym_gptq"):
+        learnt = {k: tensors[k].clone().requires_grad_() for k in ("v", "min_scale", "max_scale") if k in tensors}
+        weight, bits = tensors["weight"], case["bits"]
+        rounded, scale, zero_point = IntSymGptq().quant_tensor(weight, bits, case["group_size"], **learnt)
+        groups, ours, theirs = (groups_of(t, case).float() for t in (weight, rounded.detach(), tensors["qdq"]))
+        assert zero_point == 2 ** (bits - 1)
+        assert (tensors["zp"] == zero_point).all()
+        if case["kind"] == "bf16" and not learnt:
+            # Without learnt factors the recorded scale was computed in bfloat16; ours is computed in float32 always.
+            torch.testing.assert_close(scale, tensors["scale"], rtol=2**-7, atol=0)
+            continue
+        # The recorded grid spends half of its codes on negative weights also where there are none, and cuts off the
+        # larger half of the others. Ours covers them.
+        onesided = groups.amin(-1) >= 0
+        assert torch.equal(ours[~onesided], theirs[~onesided]), case
+        assert torch.equal(scale[~onesided], tensors["scale"][~onesided])
+        if not learnt:
+            assert ((ours - groups).abs().amax(-1) <= (theirs - groups).abs().amax(-1))[onesided].all()
+            continue
+        compared += 1
+        (rounded.float() * tensors["probe"]).sum().backward()
+        # As for the other grids: the recorded gradients passed through a cast to float16, that rounded them to 11 bits.
+        extent = groups.amax(-1).clamp(min=0) - groups.amin(-1).clamp(max=0)
+        size = (groups_of(tensors["probe"].abs(), case).sum(-1) * extent)[~onesided]
+        for name in ("min_scale", "max_scale"):
+            difference = (learnt[name].grad - tensors[f"grad.{name}"])[~onesided]
+            assert (difference.abs() <= 3 * 2**-11 * size).all(), (case, name)
+        by_v = groups_of(learnt["v"].grad, {"group_size": -1}).reshape(groups.shape)
+        assert torch.equal(by_v[~onesided], tensors["grad.v"].reshape(groups.shape)[~onesided])
+    assert compared >= 20
+
+
+def test_a_tie_of_both_ends_gives_each_half_of_the_gradient():
+    weight = torch.tensor([[-1.0, 1.0, 0.3, 0.0]])
+    learnt = [torch.ones(1, requires_grad=True) for _ in range(2)]
+    rounded, *_ = IntSymGptq().quant_tensor(weight, 4, -1, 0, *learnt)
+    by_min, by_max = torch.autograd.grad(rounded[0, 2], learnt)
+    assert by_min == by_max != 0
 
 
 @pytest.mark.parametrize("data_type", [IntSym(), IntAsym()], ids=lambda d: d.name)

@@ -11,8 +11,19 @@ import torch
 
 from auto_round.data_type import Bounds
 from auto_round_int.fused import quantize_dequantize
-from auto_round_int.grid import Factor, Grid, Scales, Settings, factor, group_range, store_scale, where_moving
-from auto_round_int.integer import IntegerDataType, runtimes
+from auto_round_int.grid import (
+    Factor,
+    Grid,
+    Scales,
+    Settings,
+    factor,
+    frozen_scales,
+    group_range,
+    store_scale,
+    where_moving,
+)
+from auto_round_int.integer import IntegerDataType
+from auto_round_int.places import ASYMMETRIC
 from auto_round_int.search import Found, Trial, row_chunks
 
 if TYPE_CHECKING:
@@ -98,7 +109,7 @@ class IntAsym(IntegerDataType):
     summary = "integers of 2 to 8 bits over the range of each group, with a scale and a whole zero point"
     tuned_after_search: Mapping[str, Bounds] | None = {"v": None, "min_scale": (0.0, 2.0), "max_scale": (0.0, 2.0)}
     grid = AsymmetricGrid()
-    runtimes = runtimes((4,), (4,), "4 bits in groups of 128 load everywhere; other widths load in transformers")
+    runtimes = ASYMMETRIC
 
     def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
         self,
@@ -122,6 +133,14 @@ class IntAsym(IntegerDataType):
         rounded, scales = quantize_dequantize(self.grid, tensor, v, min_scale, max_scale, settings)
         assert scales.zero_point is not None
         return rounded, scales.scale, scales.zero_point
+
+    def freeze(self, low: torch.Tensor, high: torch.Tensor, scheme: QuantizationScheme) -> Mapping[str, torch.Tensor]:
+        """The range whose grid has the scale and zero point for this one, as `tensor_min` and `tensor_max`, [1]."""
+        scales = frozen_scales(self.grid, low, high, scheme)
+        assert scales.zero_point is not None
+        assert scheme.act_bits is not None
+        steps, scale, zero_point = (1 << scheme.act_bits) - 1, scales.scale.float(), scales.zero_point
+        return {"tensor_min": (-scale * zero_point).view(1), "tensor_max": (scale * (steps - zero_point)).view(1)}
 
     def search(
         self,

@@ -32,7 +32,7 @@ def quantize_dequantize(
 ) -> tuple[torch.Tensor, Scales]:
     """Round a tensor to a grid: the rounded tensor, shaped and typed as it was, and the grid of each group."""
     grouping = Grouping(tensor, settings.group_size)
-    scales = grid.scales(grouping.groups, min_scale, max_scale, settings)
+    scales = grid.scales(grouping.groups, min_scale, max_scale, settings).for_groups(len(grouping.groups))
     learnt = (tensor, v, min_scale, max_scale)
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
         rounded: torch.Tensor = _Fused.apply(*learnt, grid, grouping, scales, settings)

@@ -19,7 +19,7 @@ from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, reve
 from auto_round.errors import SchemeError
 
 if TYPE_CHECKING:
-    from auto_round.schemes import GroupSize
+    from auto_round.schemes import GroupSize, QuantizationScheme
 
 __all__ = [
     "Factor",
@@ -30,6 +30,7 @@ __all__ = [
     "chunks",
     "dequantize",
     "factor",
+    "frozen_scales",
     "group_range",
     "store_scale",
     "where_moving",
@@ -103,6 +104,13 @@ class Scales(NamedTuple):
     low: torch.Tensor
     high: torch.Tensor
 
+    def for_groups(self, count: int) -> Scales:
+        """The same for that many groups, where one frozen scale serves them all."""
+        if self.scale.shape[0] == count:
+            return self
+        zero_point = None if self.zero_point is None else self.zero_point.expand(count, 1)
+        return Scales(self.scale.expand(count, 1), zero_point, self.low.expand(count), self.high.expand(count))
+
 
 class Grid(ABC):
     """One way to lay whole numbers over the range of a group."""
@@ -173,6 +181,21 @@ def group_range(groups: torch.Tensor, settings: Settings) -> tuple[torch.Tensor,
         low = torch.cat(lows).clamp_(max=0.0) if low is None else low
         high = torch.cat(highs).clamp_(min=0.0) if high is None else high
     return low.detach().float().reshape(-1), high.detach().float().reshape(-1)
+
+
+def frozen_scales(grid: Grid, low: torch.Tensor, high: torch.Tensor, scheme: QuantizationScheme) -> Scales:
+    """The grid of static activations, one for all of them, from the range observed over calibration.
+
+    The scale is rounded to bfloat16 and kept above 1e-5, so that float16 and float32 hold it as well: whatever the
+    dtype of the model is, a file says exactly what was tuned with.
+
+    Args:
+        low, high: float32 scalars, low <= 0 <= high.
+        scheme: `act_bits` is the field that matters.
+    """
+    assert scheme.act_bits is not None
+    settings = Settings.of(scheme.act_bits, 0, torch.bfloat16, tensor_min=low, tensor_max=high)
+    return grid.scales(low.reshape(1, 1), 1.0, 1.0, settings)
 
 
 def least_scale(settings: Settings) -> float:

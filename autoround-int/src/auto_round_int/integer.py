@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the integer data types answer alike: stored form, cost, what they take, where their files load."""
+"""What the integer data types answer alike: stored form, cost, what they take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from auto_round.data_type import Codes, DataType, Runtime
+from auto_round.data_type import Codes, DataType
 from auto_round.data_type.grouping import group_count
 from auto_round_int.fused import offset
 from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wide_codes
@@ -17,21 +16,9 @@ from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wi
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
 
-__all__ = ["IntegerDataType", "runtimes"]
+__all__ = ["IntegerDataType"]
 
 SCALE_BITS = 16
-
-VLLM_GROUPS = (-1, 32, 64, 128)
-
-
-def runtimes(cpu_bits: tuple[int, ...], cuda_bits: tuple[int, ...], note: str) -> tuple[Runtime, ...]:
-    """Where files in the `auto_round` container load; versions are the oldest tried, not the oldest possible."""
-    vllm = partial(Runtime, "vllm", "0.32", "auto_round", multiple=32, fuses=True, note=note)
-    return (
-        Runtime("transformers", "5.23", "auto_round", note="any bits and group size, through this package"),
-        vllm(devices=("cpu",), limits={"bits": cpu_bits, "group_size": VLLM_GROUPS}),
-        vllm(devices=("cuda",), limits={"bits": cuda_bits, "group_size": VLLM_GROUPS}),
-    )
 
 
 class IntegerDataType(DataType):

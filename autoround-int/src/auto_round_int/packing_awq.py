@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of AWQ's files (version `gemm`) inside the `auto_round` container: four bits, asymmetric.
+"""The layout of AWQ's files (version `gemm`): four bits, with zero points.
 
 | tensor | shape | holds |
 |---|---|---|
@@ -7,7 +7,9 @@
 | qzeros | int32 [groups of a row, out_features / 8] | zero points as they are, packed like codes |
 | scales | float16 [groups of a row, out_features] | scales |
 
-The eight lie in a word in an order that suits the GPU kernel of Lin et al. 2023, arXiv:2306.00978.
+The eight lie in a word in an order that suits the GPU kernel of Lin et al. 2023, arXiv:2306.00978. Symmetric weights
+have 8 for every zero point; format `auto_awq` takes them, the packing inside `auto_round` leaves them to GPTQ's layout,
+which loads in more places.
 """
 
 from __future__ import annotations

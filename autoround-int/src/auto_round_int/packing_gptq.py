@@ -8,8 +8,9 @@
 | scales | float16 [groups of a row, out_features] | scales; negative ones as they are |
 
 A weight is `scale * (code - zero point)`; symmetric codes are stored plus 2^(b-1), which is also their zero point.
-There is no `g_idx`: input i belongs to group i // group_size, and the last group of a row may be shorter. Version 1 of
-the format stores zero points minus one (Frantar et al. 2022, arXiv:2210.17323, and the files its authors' code wrote).
+Input i belongs to group i // group_size, and the last group of a row may be shorter; some readers want that written
+out, in a tensor `g_idx`, int32 [in_features]. Version 1 of the format stores zero points minus one (Frantar et al.
+2022, arXiv:2210.17323, and the files its authors' code wrote), version 2 as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,25 @@ if TYPE_CHECKING:
 
     from auto_round.schemes import QuantizationScheme
 
-__all__ = ["AutoGptq", "Dense", "IntegerPacking", "ZeroPointsAsTheyAre", "codes_of", "groups_across", "unsigned_parts"]
+__all__ = [
+    "INTEGERS",
+    "SYMMETRIC",
+    "AutoGptq",
+    "Dense",
+    "GptqModel",
+    "IntegerPacking",
+    "ZeroPointsAsTheyAre",
+    "codes_of",
+    "group_indices",
+    "groups_across",
+    "unsigned_parts",
+]
+
+SYMMETRIC = ("int_sym", "int_sym_gptq")
+"""Registered names of the data types with signed codes and no zero point."""
+
+INTEGERS = (*SYMMETRIC, "int_asym")
+"""Those of all data types of the family."""
 
 MULTIPLE = 32
 """Both sides of a weight have to be a multiple of this: 32 codes fill whole words at any number of bits."""
@@ -44,7 +63,7 @@ class IntegerPacking(Packing):
     """
 
     format = "auto_round"
-    data_types: ClassVar[tuple[str, ...]] = ("int_sym", "int_asym")
+    data_types: ClassVar[tuple[str, ...]] = INTEGERS
     bits: ClassVar[tuple[int, ...]]
 
     def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
@@ -57,6 +76,8 @@ class IntegerPacking(Packing):
             return f"{self.name} stores groups along a row (group_size -1 for whole rows), not {scheme.group_size}"
         if shape[0] % MULTIPLE or shape[1] % MULTIPLE:
             return f"{self.name} needs both sides of a weight to be multiples of {MULTIPLE}, not {shape}"
+        if scheme.quantizes_activations and scheme.act_dynamic is False:
+            return f"{self.name} has no place for the scale of static activations"
         return None
 
     def scale_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
@@ -108,7 +129,7 @@ class AutoGptq(_GptqLayout):
 
     name = "auto_round:auto_gptq"
     aliases = ("auto_round:gptq",)
-    data_types = ("int_sym",)
+    data_types = SYMMETRIC
     bits = (2, 3, 4, 8)
     minus = 1
 
@@ -121,6 +142,21 @@ class ZeroPointsAsTheyAre(_GptqLayout):
     bits = (2, 3, 4, 8)
 
 
+class GptqModel(_GptqLayout):
+    """Version 2 of GPTQ's files, symmetric or not, with the group of every input written out."""
+
+    name = "auto_round:gptqmodel"
+    bits = (2, 3, 4, 8)
+
+    def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
+        """That of the other layouts and `g_idx`."""
+        return {**super().layout(scheme, shape), "g_idx": ((shape[1],), torch.int32)}
+
+    def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
+        """Codes to tensors."""
+        return {**super().pack(codes), "g_idx": group_indices(codes.scheme, codes.shape)}
+
+
 class Dense(_GptqLayout):
     """The same stream of bits for the widths that no other runtime's format has."""
 
@@ -131,6 +167,13 @@ class Dense(_GptqLayout):
 def groups_across(scheme: QuantizationScheme, shape: tuple[int, int]) -> int:
     """Groups of one row, a shorter last one included."""
     return group_count(shape, scheme.group_size)[0] // shape[0]
+
+
+def group_indices(scheme: QuantizationScheme, shape: tuple[int, int]) -> torch.Tensor:
+    """The group of a row that each input belongs to, int32 [in_features]."""
+    assert isinstance(scheme.group_size, int)
+    size = scheme.group_size if scheme.group_size > 0 else shape[1]
+    return torch.arange(shape[1], dtype=torch.int32) // size
 
 
 def unsigned_parts(codes: Codes, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,14 +10,25 @@ import torch
 
 from auto_round.data_type import Bounds
 from auto_round_int.fused import quantize_dequantize
-from auto_round_int.grid import Factor, Grid, Scales, Settings, factor, group_range, store_scale, where_moving
-from auto_round_int.integer import IntegerDataType, runtimes
+from auto_round_int.grid import (
+    Factor,
+    Grid,
+    Scales,
+    Settings,
+    factor,
+    frozen_scales,
+    group_range,
+    store_scale,
+    where_moving,
+)
+from auto_round_int.integer import IntegerDataType
+from auto_round_int.places import SYMMETRIC
 from auto_round_int.search import Found, Trial, row_chunks
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize, QuantizationScheme
 
-__all__ = ["IntSym", "SymmetricGrid"]
+__all__ = ["FINE", "RATIO", "SPAN", "WIDER", "IntSym", "SymmetricGrid"]
 
 FINE, COARSE, SPAN = 100, 24, 0.75
 """Steps on either side of plain rounding, with its sign and with the other, up to this relative change of 1 / s."""
@@ -94,7 +105,9 @@ class IntSym(IntegerDataType):
     summary = "integers of 2 to 8 bits around zero, the full range, one signed scale for each group"
     tuned_after_search: Mapping[str, Bounds] | None = {"v": None, "max_scale": (0.0, 2.0)}
     grid = SymmetricGrid()
-    runtimes = runtimes((4,), (2, 3, 4, 8), "4 bits in groups of 128 load everywhere")
+    runtimes = SYMMETRIC
+    candidates = staticmethod(candidates)
+    """Scales that `search` tries for the groups of a trial, with that many bits."""
 
     def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
         self,
@@ -120,6 +133,10 @@ class IntSym(IntegerDataType):
         rounded, scales = quantize_dequantize(self.grid, tensor, v, min_scale, max_scale, settings)
         return rounded, scales.scale, 1 << (bits - 1)
 
+    def freeze(self, low: torch.Tensor, high: torch.Tensor, scheme: QuantizationScheme) -> Mapping[str, torch.Tensor]:
+        """The scale for this range, as `init_scale`, float32 [1, 1]; see `frozen_scales` for its rounding."""
+        return {"init_scale": frozen_scales(self.grid, low, high, scheme).scale.float()}
+
     def search(
         self,
         weight: torch.Tensor,
@@ -135,6 +152,6 @@ class IntSym(IntegerDataType):
         for rows in row_chunks(weight, scheme.group_size):
             trial = Trial(weight[rows], imatrix, self.grid, settings)
             plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
-            start = trial.best(candidates(trial, scheme.bits))
+            start = trial.best(self.candidates(trial, scheme.bits))
             found.append(trial.polish(Found(plain.scale.float(), None), start).scale)
         return {"init_scale": torch.cat(found)}

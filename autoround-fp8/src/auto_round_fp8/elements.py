@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The 8-bit floating point numbers: their grids, rounding to them, and their bytes.
+
+Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv:2209.05433, and the "OCP 8-bit Floating Point
+Specification (OFP8)", revision 1.0. Rounding is done in float32 and its result is on the grid already, so that the cast
+to the 8-bit dtype changes nothing: casts of what lies beyond the largest number differ between versions of torch (2.13
+saturates) and other libraries (`ml_dtypes` gives NaN), and none of them is ever asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "round_to_grid_", "steps_at", "to_float32"]
+
+EXPONENT = 0x7F800000
+"""The exponent bits of a float32."""
+
+ONE_AND_A_HALF = 0x00400000
+"""The mantissa bits of 1.5, which keeps a sum in the binade of its larger term whatever the sign of the other."""
+
+MANTISSA = 23
+
+
+@dataclass(frozen=True)
+class Element:
+    """One 8-bit floating point format.
+
+    Attributes:
+        name: as in the specification.
+        dtype: torch's dtype for it.
+        largest: largest finite number.
+        mantissa: explicit bits of the mantissa.
+        exponent: exponent of the least normal number; numbers below it have its spacing.
+    """
+
+    name: str
+    dtype: torch.dtype
+    largest: float
+    mantissa: int
+    exponent: int
+
+    @property
+    def least_scale(self) -> float:
+        """Smallest scale, `1 / (512 largest)`: a group of nothing but zeros has to have one too."""
+        return 1.0 / (self.largest * 512.0)
+
+
+E4M3 = Element("e4m3", torch.float8_e4m3fn, 448.0, 3, -6)
+E5M2 = Element("e5m2", torch.float8_e5m2, 57344.0, 2, -14)
+E4M3FNUZ = Element("e4m3fnuz", torch.float8_e4m3fnuz, 240.0, 3, -7)
+
+
+def round_to_grid_(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = None) -> torch.Tensor:
+    """Round to the nearest number of the format, half to even, beyond the largest to the largest; -0 becomes 0.
+
+    With `e` the exponent of x, at least the least one, adding and subtracting `1.5 * 2^(e + 23 - mantissa)` leaves x
+    rounded to a multiple of `2^(e - mantissa)`, by the rounding of float32 addition itself.
+
+    Args:
+        x: float32, changed in place; not NaN.
+        scratch: float32, of the shape of x, overwritten; None makes one.
+
+    Returns:
+        x.
+    """
+    x.clamp_(-element.largest, element.largest)
+    anchor = _binade(x, element, scratch)
+    bits = anchor.view(torch.int32)
+    bits.add_(((MANTISSA - element.mantissa) << MANTISSA) + ONE_AND_A_HALF)
+    return x.add_(anchor).sub_(anchor)
+
+
+def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = None) -> torch.Tensor:
+    """The spacing of the format at x, `2^(max(floor(log2 |x|), exponent) - mantissa)`; float32, shaped like x.
+
+    Args:
+        x: float32, not NaN; anything beyond the largest number has the spacing there.
+        scratch: float32, of the shape of x, overwritten and returned; None makes one.
+    """
+    binade = _binade(x, element, scratch)
+    top = _bits(element.largest) & EXPONENT
+    bits = binade.view(torch.int32)
+    bits.clamp_(max=top).sub_(element.mantissa << MANTISSA)
+    return binade
+
+
+def _binade(x: torch.Tensor, element: Element, scratch: torch.Tensor | None) -> torch.Tensor:
+    """The power of two at or below |x|, at least the least normal number."""
+    binade = torch.empty_like(x) if scratch is None else scratch
+    bits = torch.bitwise_and(x.view(torch.int32), EXPONENT, out=binade.view(torch.int32))
+    bits.clamp_(min=(element.exponent + 127) << MANTISSA)
+    return binade
+
+
+def _bits(number: float) -> int:
+    return int(torch.tensor(number, dtype=torch.float32).view(torch.int32).item())
+
+
+def to_float32(codes: torch.Tensor) -> torch.Tensor:
+    """The numbers that 8-bit codes stand for, float32 of the same shape, exact; NaN stays NaN.
+
+    e4m3 goes through float16, whose exponent and mantissa fields take its own seven bits shifted left by seven, for a
+    number 2^8 times smaller: torch's cast of it takes ten times as long on a CPU.
+    """
+    if codes.dtype != torch.float8_e4m3fn or codes.device.type != "cpu":
+        return codes.to(torch.float32)
+    wide = codes.contiguous().view(torch.int8).to(torch.int16)
+    # The sign is extended over the upper byte: shifted, it fills bits 15 and 14, of which the latter is not its own.
+    wide.bitwise_left_shift_(7).bitwise_and_(~0x4000)
+    numbers = wide.view(torch.float16).to(torch.float32).mul_(256.0)
+    return numbers.masked_fill_(numbers.abs() > E4M3.largest, torch.nan)

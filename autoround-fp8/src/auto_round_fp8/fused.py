@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantize and dequantize in one differentiable step, the inner loop of tuning.
+
+With `s` the scale of a group, `v` the learnt offset, `u` its unit and `Q` rounding to the grid of the element,
+
+    x = w / s + u v        q = Q(clamp(x))        y = s q
+
+where u is 1, or the spacing of the grid at w / s where the scale was searched (see `Settings`). Rounding is taken as
+the identity (Bengio et al. 2013, arXiv:1308.3432); with m one where x lies within the range of the element, else zero,
+
+    dy/dv = s u m        dy/dw = m        dy/ds = q - m w / s = (y - m w) / s
+
+so the backward pass needs the weight, the offset, the scales and the result, and nothing of the weight's size is kept
+for it alone. The learnt offset and the signed gradient descent that uses these derivatives: Cheng et al. 2023,
+arXiv:2309.05516.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from auto_round_fp8.elements import Element, round_to_grid_, steps_at
+from auto_round_fp8.scales import Factor, Settings, learnt_factor, scale_gradient, scales_of
+from auto_round_fp8.tiles import Tiles, part
+
+__all__ = ["quantize_dequantize", "rounded_codes"]
+
+
+def quantize_dequantize(
+    tensor: torch.Tensor, v: torch.Tensor | float, max_scale: Factor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a tensor to the grid: the rounded tensor, shaped and typed as it was, and the scales.
+
+    Args:
+        tensor: [..., features].
+        v: learnt offset, float32 in grouped order, or one number.
+        max_scale: learnt factor on the scale.
+
+    Returns:
+        the rounded tensor, and the scale of each group, float32 and rounded to the dtype it is stored in: [groups, 1],
+        or [blocks down, blocks across].
+    """
+    tiles = Tiles(tensor.shape, settings.group_size)
+    scale, amax = scales_of(tensor, tiles, learnt_factor(max_scale), settings)
+    learnt = (tensor, v, max_scale)
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
+        rounded: torch.Tensor = _Fused.apply(*learnt, tiles, scale, amax, settings)
+    else:
+        rounded = _forward(tensor, v, tiles, scale, settings)
+    return rounded, scale if len(tiles.counts) == 2 else scale.reshape(-1, 1)
+
+
+def rounded_codes(
+    tensor: torch.Tensor, v: torch.Tensor | float, max_scale: Factor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `quantize_dequantize` multiplies: codes of the element's dtype, shaped like the tensor, and the scales."""
+    tiles = Tiles(tensor.shape, settings.group_size)
+    scale, _ = scales_of(tensor, tiles, learnt_factor(max_scale), settings)
+    groups, spread, shift = tiles.view(tensor), tiles.spread(scale), _offset(v, tiles)
+    codes = tiles.empty(settings.element.dtype, tensor.device)
+    for rows in tiles.chunks(groups):
+        codes[rows] = _on_grid(groups[rows], part(spread, rows), None if shift is None else shift[rows], settings)
+    return tiles.crop(codes), scale if len(tiles.counts) == 2 else scale.reshape(-1, 1)
+
+
+def _offset(v: torch.Tensor | float, tiles: Tiles) -> torch.Tensor | None:
+    """The learnt offset as tiles, or None if it is zero everywhere."""
+    if isinstance(v, torch.Tensor):
+        return tiles.learnt(v.detach())
+    return tiles.learnt(tiles.room_for_learnt(torch.device("cpu")).fill_(v)) if v else None
+
+
+def _position(
+    groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The x and u of the formula, float32; u is None where it is 1 or not needed."""
+    x = torch.div(groups, scale)
+    if shift is None:
+        return x, None
+    shift = shift.to(x.device)
+    if not settings.offset_in_steps:
+        return x.add_(shift), None
+    unit = steps_at(x, settings.element)
+    return x.addcmul_(unit, shift), unit
+
+
+def _on_grid(groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings) -> torch.Tensor:
+    """The q of the formula, float32."""
+    x, scratch = _position(groups, scale, shift, settings)
+    return round_to_grid_(x, settings.element, scratch)
+
+
+def _forward(
+    tensor: torch.Tensor, v: torch.Tensor | float, tiles: Tiles, scale: torch.Tensor, settings: Settings
+) -> torch.Tensor:
+    groups, spread, shift = tiles.view(tensor), tiles.spread(scale), _offset(v, tiles)
+    out = tiles.empty(tensor.dtype, tensor.device)
+    for rows in tiles.chunks(groups):
+        step = part(spread, rows)
+        out[rows] = _on_grid(groups[rows], step, None if shift is None else shift[rows], settings).mul_(step)
+    return tiles.crop(out)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tensor: torch.Tensor,
+        v: torch.Tensor | float,
+        max_scale: Factor,
+        tiles: Tiles,
+        scale: torch.Tensor,
+        amax: torch.Tensor,
+        settings: Settings,
+    ) -> torch.Tensor:
+        rounded = _forward(tensor, v, tiles, scale, settings)
+        given = (v, max_scale)
+        ctx.context = tiles, settings, [None if isinstance(t, torch.Tensor) else t for t in given]
+        ctx.save_for_backward(
+            tensor, rounded, scale, amax, *(t if isinstance(t, torch.Tensor) else None for t in given)
+        )
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tiles, settings, numbers = ctx.context
+        tensor, rounded, scale, amax, *saved = ctx.saved_tensors
+        v, max_scale = (number if t is None else t for t, number in zip(saved, numbers, strict=True))
+        wants_tensor, wants_v, wants_max = ctx.needs_input_grad[:3]
+        groups, outer, result = tiles.view(tensor), tiles.view(gradients[0]), tiles.view(rounded)
+        spread, shift = tiles.spread(scale), _offset(v, tiles)
+        by_v = tiles.room_for_learnt(tensor.device) if wants_v else None
+        by_offset = None if by_v is None else tiles.learnt(by_v)
+        by_tensor = tiles.empty(gradients[0].dtype, tensor.device) if wants_tensor else None
+        totals = []
+        for rows in tiles.chunks(groups):
+            step, gradient = part(spread, rows), outer[rows].float()
+            inner, unit = _inner_gradient(
+                gradient, groups[rows], step, None if shift is None else shift[rows], settings
+            )
+            if by_tensor is not None:
+                by_tensor[rows] = inner
+            if by_offset is not None:
+                torch.mul(inner, step if unit is None else unit.mul_(step), out=by_offset[rows])
+            if wants_max:
+                difference = torch.mul(gradient, result[rows]).addcmul_(inner, groups[rows], value=-1.0)
+                totals.append(tiles.totals(difference))
+        by_max = None
+        if wants_max:
+            by_scale = tiles.gather(totals) / (scale if scale.numel() == 1 else scale.reshape(tiles.counts))
+            by_max = scale_gradient(by_scale, amax, max_scale, settings)
+        return (
+            None if by_tensor is None else tiles.crop(by_tensor),
+            None if by_v is None else by_v.reshape(v.shape),
+            by_max,
+            *[None] * 4,
+        )
+
+
+def _inner_gradient(
+    gradient: torch.Tensor, groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradient where x lies within the range of the element, else zero; and u."""
+    x, unit = _position(groups, scale, shift, settings)
+    # hardtanh's own backward is one vectorised pass; it leaves its bounds out, and ours belong to the range.
+    bound = _just_beyond(settings.element)
+    return torch.ops.aten.hardtanh_backward(gradient, x, -bound, bound), unit
+
+
+def _just_beyond(element: Element) -> float:
+    """The least float32 beyond the largest number of an element."""
+    return element.largest + math.ldexp(1.0, math.frexp(element.largest)[1] - 24)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounding to the values of an element format, and between those values and their codes.
+
+Adding a large enough power of two to a float32 makes its last bit as coarse as the grid; the addition itself rounds,
+half to even, and subtracting the power again is exact. With `p` the exponent of x, not below that of the smallest
+normal value, and `m` the bits of the mantissa, the steps of the grid around x are 2^(p - m) and the power is
+2^(23 + p - m). One and a half times it serves both signs. No logarithm, no comparison.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from auto_round_mxfp.elements import Element, element_values
+
+__all__ = ["codes_of", "round_to_grid", "values_of"]
+
+EXPONENT_FIELD = 0x7F800000
+HALF = 1 << 22
+"""The first bit of a float32's fraction: sets one and a half times a power of two."""
+
+FRACTION_BITS = 23
+
+
+def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> torch.Tensor:
+    """Round to the nearest value of the format, ties to the even code, cutting off at its largest; in place.
+
+    Args:
+        x: float32, contiguous.
+        scratch: like x, overwritten.
+
+    Returns:
+        x; zeros are positive, NaN stays NaN.
+    """
+    x.clamp_(-element.max, element.max)
+    coarse = FRACTION_BITS - element.mantissa_bits
+    if element.whole:
+        return x.add_(1.5 * 2**coarse).sub_(1.5 * 2**coarse)
+    powers = _powers(x, element, scratch, (coarse << FRACTION_BITS) + HALF)
+    return x.add_(powers).sub_(powers)
+
+
+def codes_of(values: torch.Tensor, element: Element) -> torch.Tensor:
+    """The codes of values that lie on the grid, uint8: two's complement of whole numbers, else sign and magnitude.
+
+    After adding the power of two of `round_to_grid` to a magnitude, the exponent field holds its exponent, and the last
+    bits its mantissa with the leading one. Exponent times 2^m plus that mantissa is the code, up to a constant; bits
+    that are left over lie above the lowest eight.
+
+    Args:
+        values: float32, contiguous.
+    """
+    coarse = FRACTION_BITS - element.mantissa_bits
+    if element.whole:
+        lowest = (values + 1.5 * 2**coarse).view(torch.int32).bitwise_and_((1 << element.bits) - 1)
+        return lowest.to(torch.uint8)
+    powers = _powers(values, element, torch.empty_like(values), coarse << FRACTION_BITS)
+    bits = values.abs().add_(powers).view(torch.int32)
+    zero = 127 + element.smallest_exponent + coarse << element.mantissa_bits
+    codes = (bits >> coarse).add_(bits).sub_(zero)
+    signs = (values.view(torch.int32) >> 31).bitwise_and_(1 << (element.bits - 1))
+    return codes.bitwise_or_(signs).to(torch.uint8)
+
+
+def values_of(codes: torch.Tensor, element: Element) -> torch.Tensor:
+    """The values of codes, float32, of the same shape."""
+    table = _table(element, codes.device)
+    return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
+
+
+def _powers(x: torch.Tensor, element: Element, scratch: torch.Tensor, add: int) -> torch.Tensor:
+    """2^p of every x, p not below the smallest exponent, with `add` added to its bits; in `scratch`."""
+    fields = torch.bitwise_and(x.view(torch.int32), EXPONENT_FIELD, out=scratch.view(torch.int32))
+    fields.clamp_(min=127 + element.smallest_exponent << FRACTION_BITS).add_(add)
+    return scratch
+
+
+@functools.lru_cache(maxsize=64)
+def _table(element: Element, device: torch.device) -> torch.Tensor:
+    return torch.tensor(element_values(element), dtype=torch.float32, device=device)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantize and dequantize in one differentiable step, the inner loop of tuning.
+
+The forward pass keeps one byte a weight: twice the element, one more (or less) where it was clamped. The backward pass
+needs nothing else of the weight's size but the weight. With the letters of `blocks`, `m` one where `W / d + v` lies
+within [-6, 6] and zero elsewhere, rounding taken as the identity (Bengio et al. 2013, arXiv:1308.3432):
+
+    dW'/dv = d m        dW'/dW = m        dW'/dd = q - m W / d        dd/dc = A / 6, or the searched scale over G
+
+and where a block's own largest magnitude made its scale, dW'/dd is carried on to that element.
+
+The learnt offset and the signed gradient descent that uses these derivatives: Cheng et al. 2023, arXiv:2309.05516.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from auto_round_nvfp.blocks import BlockScale, Factor, Grouping, Scales, Settings, chunks, factor, scaled
+from auto_round_nvfp.minifloat import LARGEST_E2M1, round_e2m1_
+
+__all__ = ["offset", "quantize_dequantize"]
+
+
+def quantize_dequantize(
+    block_scale: BlockScale,
+    tensor: torch.Tensor,
+    v: torch.Tensor | float,
+    max_scale: Factor,
+    settings: Settings,
+) -> tuple[torch.Tensor, Scales]:
+    """Round a tensor: the rounded tensor, shaped and typed as it was, and its scales."""
+    grouping = Grouping(tensor, settings.group_size)
+    scales = block_scale.scales(grouping.groups, max_scale, settings)
+    learnt = (tensor, v, max_scale)
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
+        rounded: torch.Tensor = _Fused.apply(*learnt, grouping, scales)
+    else:
+        rounded, _ = _forward(grouping, scales, v, keep=False)
+    return rounded, scales
+
+
+def offset(v: torch.Tensor | float, groups: torch.Tensor) -> torch.Tensor | None:
+    """The learnt offset shaped like the blocks, or None if it is zero everywhere."""
+    if isinstance(v, torch.Tensor):
+        return v.detach().reshape(groups.shape)
+    return torch.full(groups.shape, v, dtype=torch.float32, device=groups.device) if v else None
+
+
+def _forward(
+    grouping: Grouping, scales: Scales, v: torch.Tensor | float, *, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    groups, step, divisor = grouping.groups, scales.step, scales.divisor
+    shift = offset(v, groups)
+    out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
+    kept = torch.empty(groups.shape, dtype=torch.int8, device=groups.device) if keep else None
+    for rows in chunks(groups):
+        x = scaled(groups[rows], divisor[rows], None if shift is None else shift[rows])
+        elements = x.clamp(-LARGEST_E2M1, LARGEST_E2M1)
+        beyond = None if kept is None else x.sub_(elements).sign_()
+        round_e2m1_(elements)
+        if kept is not None and beyond is not None:
+            kept[rows] = beyond.add_(elements, alpha=2.0)
+        out[rows] = elements.mul_(step[rows])
+    return grouping.revert(out), kept
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tensor: torch.Tensor,
+        v: torch.Tensor | float,
+        max_scale: Factor,
+        grouping: Grouping,
+        scales: Scales,
+    ) -> torch.Tensor:
+        rounded, kept = _forward(grouping, scales, v, keep=True)
+        ctx.context = grouping, scales
+        ctx.v_shape = v.shape if isinstance(v, torch.Tensor) else None
+        ctx.max_scale = max_scale.detach() if isinstance(max_scale, torch.Tensor) else max_scale
+        ctx.save_for_backward(kept)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grouping, scales = ctx.context
+        (kept,) = ctx.saved_tensors
+        wants_weight, wants_v, wants_max = ctx.needs_input_grad[:3]
+        outer = Grouping(gradients[0], grouping.group_size)
+        by_v, by_weight, by_step = _backward(outer.groups, grouping.groups, kept, scales, wants_v, wants_weight)
+        if by_weight is not None and scales.from_tensor:
+            _carry_to_largest(by_weight, by_step * _moves(scales) * factor(ctx.max_scale), grouping.groups)
+        by_max = None
+        if wants_max:
+            slopes = by_step * scales.slope
+            summed = slopes if ctx.max_scale.numel() == slopes.numel() else slopes.sum()
+            by_max = summed.reshape(ctx.max_scale.shape).to(ctx.max_scale.dtype)
+        return (
+            None if by_weight is None else outer.revert(by_weight),
+            None if by_v is None else by_v.reshape(ctx.v_shape),
+            by_max,
+            None,
+            None,
+        )
+
+
+def _moves(scales: Scales) -> torch.Tensor:
+    return (scales.slope != 0).float()
+
+
+def _carry_to_largest(by_weight: torch.Tensor, by_size: torch.Tensor, groups: torch.Tensor) -> None:
+    """Add to the gradient of each block's largest element what its size does through the scale, d = A c / 6."""
+    place = groups.abs().argmax(-1, keepdim=True)
+    sign = groups.gather(-1, place).sign().float()
+    by_weight.scatter_add_(-1, place, (by_size.unsqueeze(-1) / LARGEST_E2M1 * sign).to(by_weight.dtype))
+
+
+def _backward(
+    outer: torch.Tensor,
+    groups: torch.Tensor,
+    kept: torch.Tensor,
+    scales: Scales,
+    wants_v: bool,
+    wants_weight: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+    """Derivatives by v and weight, [blocks, block size], and by the step d, float32 [blocks]."""
+    step, divisor, end = scales.step, scales.divisor, 2 * LARGEST_E2M1
+    by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
+    by_weight = torch.empty_like(outer) if wants_weight else None
+    by_step = torch.empty(groups.shape[0], dtype=torch.float32, device=groups.device)
+    for rows in chunks(groups):
+        twice, gradient = kept[rows].float(), outer[rows].float()
+        # The gradient where nothing was clamped, else zero: hardtanh's own backward is one vectorised pass, while
+        # comparing and masking with booleans costs ten times as much on a CPU.
+        inner = torch.ops.aten.hardtanh_backward(gradient, twice, -end - 0.5, end + 0.5)
+        total = twice.clamp_(-end, end).mul_(gradient).sum(-1).div_(2.0)
+        total -= torch.mul(inner, groups[rows], out=twice).sum(-1).div_(divisor[rows, 0])
+        by_step[rows] = total
+        if by_weight is not None:
+            by_weight[rows] = inner
+        if by_v is not None:
+            torch.mul(inner, step[rows], out=by_v[rows])
+    return by_v, by_weight, by_step

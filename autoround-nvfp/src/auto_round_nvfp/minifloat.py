@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floats of four and eight bits, held in float32: rounding to them, their codes, and back.
+
+| format | sign, exponent, mantissa bits | bias | values | source |
+|---|---|---|---|---|
+| E2M1 | 1, 2, 1 | 1 | 0, 0.5, 1, 1.5, 2, 3, 4, 6, with sign | OCP Microscaling Formats 1.0, 5.3.3 |
+| E4M3 | 1, 4, 3 | 7 | up to 448, least 2^-9 | Micikevicius et al. 2022, arXiv:2209.05433 |
+| UE5M3 | 0, 5, 3 | 15 | up to 114688, least 2^-17, no infinity, code 255 is no number | IEEE 754's rules |
+
+Everything rounds to nearest, ties to even, and saturates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+__all__ = ["E4M3", "LARGEST_E2M1", "UE5M3", "ScaleFormat", "e2m1_codes", "e2m1_values", "round_e2m1_"]
+
+LARGEST_E2M1 = 6.0
+
+_EXPONENT = 0x7F800000
+"""The exponent bits of a float32."""
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def round_float_(x: torch.Tensor, mantissa_bits: int, least_exponent: int) -> torch.Tensor:
+    """Round float32 values in place to so many mantissa bits, with subnormals below `2^least_exponent`.
+
+    With 2^e the power of two below |x|, at least 2^least_exponent, the spacing of the rounded values is 2^(e - m).
+    Adding M = 1.5 2^(23 - m) 2^e, whose own spacing is just that, makes the adder do the rounding; subtracting M is
+    exact. A zero comes out positive. Values have to be below 2^100, so that M is finite.
+    """
+    shift = x.abs().clamp_(min=2.0**least_exponent)
+    shift.view(torch.int32).bitwise_and_(_EXPONENT)
+    shift.mul_(1.5 * 2.0 ** (23 - mantissa_bits))
+    return x.add_(shift).sub_(shift)
+
+
+def round_e2m1_(x: torch.Tensor) -> torch.Tensor:
+    """Round float32 values in [-6, 6] to E2M1, in place."""
+    return round_float_(x, 1, 0)
+
+
+def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
+    """E2M1 values to their codes: uint8, the magnitude's place 0 to 7 in the table above, plus 8 if negative."""
+    size = values.abs()
+    # Three straight lines through the table, each the lowest over its own part: steps of 0.5, of 1 and of 2.
+    place = torch.minimum(torch.minimum(size * 2, size + 2), size / 2 + 4)
+    return (place + (values < 0) * 8).to(torch.uint8)
+
+
+def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
+    """Codes 0 to 15 to E2M1 values, float32; code 8 is -0.0."""
+    table = torch.tensor(_E2M1 + tuple(-value for value in _E2M1), device=codes.device)
+    return table[codes.int()]
+
+
+class ScaleFormat(ABC):
+    """An eight-bit float that block scales are stored in.
+
+    Attributes:
+        name: what people call it.
+        largest: its largest value.
+        dtype: dtype of a stored scale.
+    """
+
+    name: ClassVar[str]
+    largest: ClassVar[float]
+    dtype: ClassVar[torch.dtype]
+
+    @abstractmethod
+    def store(self, scale: torch.Tensor) -> torch.Tensor:
+        """Round float32 scales, saturating, and store them."""
+
+    @abstractmethod
+    def load(self, stored: torch.Tensor) -> torch.Tensor:
+        """Stored scales as float32, exactly."""
+
+    def codes(self, scale: torch.Tensor) -> torch.Tensor:
+        """Codes of scales that are not negative, int32; neighbouring values have neighbouring codes."""
+        return self.store(scale).view(torch.uint8).int()
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """Undo `codes`, float32; codes below zero or above the largest mean the least and the largest value."""
+        last = int(self.codes(torch.tensor([self.largest])).item())
+        return self.load(codes.clamp(0, last).to(torch.uint8).view(self.dtype))
+
+
+class _E4M3(ScaleFormat):
+    name = "E4M3"
+    largest = 448.0
+    dtype = torch.float8_e4m3fn
+
+    def store(self, scale: torch.Tensor) -> torch.Tensor:
+        # Clamped first: what a cast makes of larger values depends on who casts.
+        return scale.clamp(-self.largest, self.largest).to(self.dtype)
+
+    def load(self, stored: torch.Tensor) -> torch.Tensor:
+        return stored.float()
+
+
+class _UE5M3(ScaleFormat):
+    name = "UE5M3"
+    largest = 114688.0
+    dtype = torch.uint8
+
+    LEAST_NORMAL = 2.0**-14
+    LEAST = 2.0**-17
+    REBIAS = (127 - 15) << 3
+    """What a code differs by from the top bits of the same number in float32."""
+
+    def store(self, scale: torch.Tensor) -> torch.Tensor:
+        rounded = round_float_(scale.float().clamp(0.0, self.largest), 3, -14)
+        normal = (rounded.view(torch.int32) >> 20) - self.REBIAS
+        return torch.where(rounded < self.LEAST_NORMAL, (rounded / self.LEAST).int(), normal).to(torch.uint8)
+
+    def load(self, stored: torch.Tensor) -> torch.Tensor:
+        codes = stored.int()
+        normal = ((codes + self.REBIAS) << 20).view(torch.float32)
+        value = torch.where(codes < 8, codes * self.LEAST, normal)
+        return value.masked_fill_(codes == 255, float("nan"))
+
+
+E4M3: ScaleFormat = _E4M3()
+UE5M3: ScaleFormat = _UE5M3()
