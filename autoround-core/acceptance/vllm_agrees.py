@@ -4,10 +4,10 @@
 usage: vllm_agrees.py CHECKPOINT TEXT [SAME]
 
 transformers loads SAME instead, if it is given: the same weights in a format that it reads by itself. Each of the two
-runs in a process of its own, in bfloat16, and scores the first 16 windows of 256 tokens of the text. Two runtimes sum in
-different orders, in numbers of 8 bits of precision: single tokens differ by up to a tenth of a nat in either direction,
-the mean over 4080 of them by some ten-thousandths. A transposed, shifted or misread weight costs whole nats. The bar,
-0.005 nats on the mean negative log-likelihood, lies well between.
+runs in a process of its own, in bfloat16, and scores the first 16 windows of 256 tokens of the text. Two runtimes sum
+in different orders, in numbers of 8 bits of precision: single tokens differ by up to a tenth of a nat in either
+direction, the mean over 4080 of them by some ten-thousandths. A transposed, shifted or misread weight costs whole nats.
+The bar, 0.005 nats on the mean negative log-likelihood, lies well between.
 """
 
 from __future__ import annotations

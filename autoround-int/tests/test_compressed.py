@@ -149,6 +149,14 @@ def test_scales_that_would_be_rounded_are_refused():
         PackQuantized().pack(codes)
 
 
+def test_an_old_library_is_said_in_a_sentence(monkeypatch):
+    helpers = "compressed_tensors.compressors.pack_quantized.helpers"
+    monkeypatch.setattr(f"{helpers}.pack_to_int32", lambda codes, bits: torch.zeros(1, -(-32 // (32 // bits))))
+    codes = IntSym().encode(weights((32, 32), torch.float32), QuantizationScheme(3, 32), scale_dtype=torch.float32)
+    with pytest.raises(PluginError, match="0.20 or later"):
+        PackQuantized().pack(codes)
+
+
 def test_a_missing_library_is_said_in_a_sentence(monkeypatch):
     codes = IntSym().encode(weights((32, 32), torch.float32), QuantizationScheme(4, 32), scale_dtype=torch.float32)
     monkeypatch.setitem(sys.modules, "compressed_tensors.compressors.pack_quantized.helpers", None)

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = ["IntQuantized", "PackQuantized"]
 
+TOO_OLD = (
+    "format llm_compressor packs integers with compressed-tensors 0.20 or later, which is not installed: "
+    'pip install "autoround-int[llm_compressor]".'
+)
+
 FROZEN_SCALE, FROZEN_RANGE = "input_init_scale", ("input_tensor_min", "input_tensor_max")
 """What codes call that which static activations were frozen to: symmetric ones, others."""
 
@@ -103,7 +108,7 @@ class PackQuantized(_CompressedTensors):
 
     def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
         """Codes to tensors."""
-        bits, pack = codes.scheme.bits, _library("pack_to_int32")
+        bits, pack = codes.scheme.bits, _library("pack_to_int32", codes.scheme.bits)
         middle = 1 << (bits - 1)
         stored, zero_point = codes.tensors["codes"], codes.tensors.get("zero_point")
         if zero_point is not None:
@@ -127,7 +132,7 @@ class PackQuantized(_CompressedTensors):
         dtype: torch.dtype,
     ) -> Codes:
         """Tensors to codes."""
-        unpack, middle = _library("unpack_from_int32"), 1 << (scheme.bits - 1)
+        unpack, middle = _library("unpack_from_int32", scheme.bits), 1 << (scheme.bits - 1)
         codes, scale = unpack(tensors["weight_packed"], scheme.bits, torch.Size(shape)), tensors["weight_scale"]
         found = {"codes": codes.contiguous(), "scale": scale}
         if not scheme.sym:
@@ -245,16 +250,19 @@ def _exactly(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor
     return cast
 
 
-def _library(name: str) -> Callable[..., torch.Tensor]:
+def _library(name: str, bits: int) -> Callable[..., torch.Tensor]:
     """A function of compressed-tensors.
 
     Raises:
         PluginError: the library is not installed, or too old.
     """
     try:
-        return getattr(importlib.import_module("compressed_tensors.compressors.pack_quantized.helpers"), name)
+        helpers = importlib.import_module("compressed_tensors.compressors.pack_quantized.helpers")
+        function: Callable[..., torch.Tensor] = getattr(helpers, name)
+        # Before 0.20 no code was cut by the end of a word, which made other words of 3, 5, 6 and 7 bits.
+        fits = helpers.pack_to_int32(torch.zeros(1, 32, dtype=torch.int8), bits).shape[1] == bits
     except (ImportError, AttributeError) as error:
-        raise PluginError(
-            "format llm_compressor packs integers with compressed-tensors 0.20 or later, which is not installed: "
-            'pip install "autoround-int[llm_compressor]".'
-        ) from error
+        raise PluginError(TOO_OLD) from error
+    if not fits:
+        raise PluginError(TOO_OLD)
+    return function
