@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where files of the family load, as data; versions are the oldest tried, not the oldest possible.
+"""Where files of the family load, as data; versions are the oldest looked at, not the oldest possible.
+
+What CPUs load was tried; what vLLM loads on GPUs was read in its source and not tried.
 
 Of several records of one runtime and format, the first one that says why it does not take a layer is shown: the widest.
 """
