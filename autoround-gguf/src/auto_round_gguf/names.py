@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of tensors in GGUF, by the gguf package's own map."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+
+from auto_round_gguf.architectures import ARCHITECTURES
+
+__all__ = ["map_name", "tensor_name"]
+
+SUFFIXES = (".weight", ".bias")
+
+
+@functools.cache
+def _name_map(arch: str, blocks: int) -> gguf.TensorNameMap:
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    return gguf.get_tensor_name_map(number, blocks)
+
+
+def map_name(arch: str, name: str, blocks: int) -> str | None:
+    """The GGUF name of a checkpoint's tensor, with its suffix, None for one that files do not hold."""
+    return _name_map(arch, blocks).get_name(name, SUFFIXES)
+
+
+def tensor_name(config: Mapping[str, Any], layer: str, blocks: int) -> str | None:
+    """The GGUF name, without `.weight`, of a layer of a model; None if its architecture is not covered."""
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    return None if architecture is None else map_name(architecture.name, layer, blocks)

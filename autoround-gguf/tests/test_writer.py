@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of every architecture, run by llama.cpp: most tensors as they are, so that only their order is at stake."""
+
+import gguf
+import pytest
+import torch
+import transformers as tf
+
+from auto_round import AutoRound
+from auto_round.errors import PlanError
+from auto_round.plugins import default_registry
+
+VOCABULARY = 264
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0}
+SHORT = {"rope_theta": 1000.0, "original_max_position_embeddings": 64}
+
+MODELS = {
+    "llama": lambda: tf.LlamaConfig(**GROUPED),
+    "llama with biases": lambda: tf.LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True),
+    "llama 3.1": lambda: tf.LlamaConfig(
+        **GROUPED,
+        rope_parameters={
+            **SHORT,
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+    ),
+    "llama, linear": lambda: tf.LlamaConfig(
+        **GROUPED, rope_parameters={"rope_theta": 1000.0, "rope_type": "linear", "factor": 4.0}
+    ),
+    "mistral": lambda: tf.MistralConfig(**GROUPED, head_dim=64),
+    "qwen2": lambda: tf.Qwen2Config(**GROUPED),
+    "qwen2, yarn": lambda: tf.Qwen2Config(**GROUPED, rope_parameters={**SHORT, "rope_type": "yarn", "factor": 4.0}),
+    "qwen3": lambda: tf.Qwen3Config(**GROUPED, head_dim=64),
+    "qwen3 moe": lambda: tf.Qwen3MoeConfig(
+        **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True
+    ),
+    "gemma 2": lambda: tf.Gemma2Config(**GROUPED, head_dim=32, query_pre_attn_scalar=32, sliding_window=8),
+    "gemma 3": lambda: tf.Gemma3TextConfig(
+        **{**GROUPED, "num_hidden_layers": 7}, head_dim=32, query_pre_attn_scalar=32, sliding_window=8
+    ),
+    "phi 3": lambda: tf.Phi3Config(**GROUPED),
+    "phi 3, long": lambda: tf.Phi3Config(
+        **GROUPED,
+        rope_parameters={
+            **SHORT,
+            "rope_type": "longrope",
+            "short_factor": [1.0 + 0.05 * i for i in range(16)],
+            "long_factor": [1.0 + 0.5 * i for i in range(16)],
+        },
+        original_max_position_embeddings=64,
+    ),
+    "gpt-2": lambda: tf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=128, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt-neox": lambda: tf.GPTNeoXConfig(**SIZES),
+}
+KEEP_MOST = {r"re:^(?!.*(layers|h)\.1\..*(o_proj|c_proj|dense)).*$": {"bits": 16}}
+TIED = ("gemma 2", "gemma 3", "gpt-2")
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(4, VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(3))
+
+
+def make(config):
+    torch.manual_seed(1)
+    model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                embedding = any(part in name for part in ("embed", "wte"))
+                parameter.normal_(0, 0.15 if embedding else 1.5 / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.fixture
+def tokenizer(byte_level):
+    made = byte_level()
+    made.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})  # llama.cpp looks for it in any phi 3
+    return made
+
+
+@pytest.fixture
+def write(tokenizer, tokens):
+    def written(model, directory, scheme="GGUF:Q8_0", **options):
+        job = AutoRound(model, tokenizer, scheme=scheme, dataset=tokens, nsamples=4, iters=0, verbose=False, **options)
+        job.quantize_and_save(directory, format="gguf")
+        (path,) = directory.glob("*.gguf")
+        return path
+
+    return written
+
+
+def stored(path):
+    return {t.name: t for t in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_llama_cpp_computes_the_same(tmp_path, write, llama_cpp, name):
+    model = make(MODELS[name]())
+    path = write(model, tmp_path / "out", layer_config=KEEP_MOST)
+    tensors = stored(path)
+    plain = [t.tensor_type.name for t in tensors.values() if t.tensor_type.name != "Q8_0"]
+    assert set(plain) == {"F32"}
+    embedding = tensors["token_embd.weight"]
+    values = torch.from_numpy(gguf.quants.dequantize(embedding.data, embedding.tensor_type))
+    model.get_input_embeddings().weight.copy_(values)
+    # Beyond 64 positions, so that stretched rotary positions are at work.
+    ids = torch.randint(4, 250, (100,), generator=torch.Generator().manual_seed(5))
+    wanted = model(ids[None]).logits[0, -1].log_softmax(-1)
+    got = llama_cpp(path).log_probabilities(ids.tolist(), VOCABULARY)
+    distance = (got - wanted).abs().max().item() / wanted.std().item()
+    # What is left is q8_0 activations (2^-8 of the largest of 32) in front of the one or two matrices that are
+    # quantized: below 0.02 of the spread of the log probabilities where they are small ones. Rows in a wrong order
+    # are as far off as another model, above 1. With tied embeddings the output is such a matrix too, and so are the
+    # experts.
+    assert distance < (0.15 if name in TIED or name == "qwen3 moe" else 0.03), distance
+
+
+def test_an_architecture_that_is_not_covered_is_refused_when_planned(tokens):
+    model = tf.AutoModelForCausalLM.from_config(tf.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=64, ffn_dim=96, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=64,
+    ))  # fmt: skip
+    job = AutoRound(model, scheme="GGUF:Q8_0", dataset=tokens, verbose=False)
+    with pytest.raises(PlanError, match="cannot write OPTForCausalLM; it can write .*GPT2LMHeadModel, .*Qwen3Moe"):
+        job.plan("gguf")
+
+
+def test_data_types_of_others_are_refused_when_planned(tokens):
+    model = make(MODELS["llama"]())
+    job = AutoRound(model, scheme="GGUF:Q4_K_M", dataset=tokens, verbose=False)
+    with pytest.raises(PlanError, match="holds scheme GGUF:Q8_0, not GGUF:Q4_K_M"):
+        job.plan("gguf:q8_0")
+    assert job.plan("gguf:q4_k_m").quantized
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (lambda: tf.LlamaConfig(**GROUPED, hidden_act="relu"), "computes silu where the model has relu"),
+        (
+            lambda: tf.Gemma2Config(**GROUPED, head_dim=32, layer_types=["full_attention"] * 2),
+            "every 2th block to see everything",
+        ),
+        (
+            lambda: tf.Qwen3MoeConfig(
+                **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=False
+            ),
+            "normalises the weights",
+        ),
+        (
+            lambda: tf.LlamaConfig(**GROUPED, rope_parameters={**SHORT, "rope_type": "dynamic", "factor": 2.0}),
+            "positions of type dynamic",
+        ),
+    ],
+)
+def test_what_llama_cpp_would_compute_differently_is_refused(tmp_path, write, config, reason):
+    with pytest.raises(PlanError, match=reason):
+        write(make(config()), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_says(tmp_path, write):
+    path = write(make(MODELS["llama"]()), tmp_path / "out", scheme="GGUF:Q4_0")
+    assert [p.name for p in path.parent.iterdir()] == ["LlamaForCausalLM-Q4_0.gguf"]
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+    assert fields["general.architecture"] == "llama"
+    assert fields["general.file_type"] == 2
+    assert fields["general.quantization_version"] == 2
+    assert fields["auto_round.scheme"] == "GGUF:Q4_0"
+    assert fields["general.quantized_by"].startswith("autoround-gguf ")
+    assert len(fields["tokenizer.ggml.tokens"]) == fields["llama.vocab_size"] == VOCABULARY
+    tensors = stored(path)
+    assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+    assert tensors["token_embd.weight"].tensor_type.name == "Q4_0"
+    assert tensors["output.weight"].tensor_type.name == "Q8_0"  # rows of 128 are no whole super-blocks of q6_k
+
+
+def test_files_can_be_cut(tmp_path, tokens, tokenizer):
+    output_format = default_registry().output_format("gguf")
+    output_format.shard_bytes = 100_000
+    try:
+        model = make(MODELS["llama"]())
+        job = AutoRound(model, tokenizer, scheme="GGUF:Q8_0", dataset=tokens, nsamples=4, iters=0, verbose=False)
+        job.quantize_and_save(tmp_path / "out", format="gguf")
+    finally:
+        output_format.shard_bytes = 0
+    paths = sorted((tmp_path / "out").glob("*.gguf"))
+    assert len(paths) > 2
+    assert paths[0].name == f"LlamaForCausalLM-Q8_0-00001-of-{len(paths):05}.gguf"
+    names = [name for path in paths for name in stored(path)]
+    assert len(names) == len(set(names)) == 2 * 9 + 3
