@@ -21,7 +21,7 @@ import torch
 from auto_round_gguf.grids import Grid
 from auto_round_gguf.types import BlockType
 
-__all__ = ["dequantize", "quantize", "quantize_dequantize"]
+__all__ = ["chunks", "dequantize", "quantize", "quantize_dequantize"]
 
 CHUNK = 1 << 20
 """Weights worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""

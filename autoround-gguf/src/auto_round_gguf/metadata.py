@@ -12,7 +12,7 @@ import torch
 
 from auto_round_gguf.architectures import Architecture
 
-__all__ = ["computed_tensors", "refusals", "write_hyperparameters"]
+__all__ = ["computed_tensors", "kv_heads", "refusals", "write_hyperparameters"]
 
 ROPE_TYPES = ("default", "linear", "yarn", "llama3", "longrope")
 

@@ -19,7 +19,7 @@ import torch
 
 from auto_round_gguf.types import BlockType
 
-__all__ = ["TINY", "Sums", "Trial"]
+__all__ = ["TINY", "Sums", "Trial", "importance"]
 
 TINY = 1e-30
 
