@@ -157,9 +157,10 @@ class IntAsym(IntegerDataType):
         for rows in row_chunks(weight, scheme.group_size):
             trial = Trial(weight[rows], imatrix, self.grid, settings)
             plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
-            start = trial.best(around(trial.best(candidates(trial, scheme.bits)), scheme.bits))
+            _, coarse = trial.best(candidates(trial, scheme.bits))
+            starts = trial.best(around(coarse, scheme.bits))
             before = Found(plain.scale.float(), plain.zero_point)
-            low, high = range_of(trial.polish(before, start), before, plain, steps)
+            low, high = range_of(trial.polish(before, starts), before, plain, steps)
             lows.append(low)
             highs.append(high)
         return {"tensor_min": torch.cat(lows), "tensor_max": torch.cat(highs)}

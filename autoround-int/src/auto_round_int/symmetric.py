@@ -152,6 +152,6 @@ class IntSym(IntegerDataType):
         for rows in row_chunks(weight, scheme.group_size):
             trial = Trial(weight[rows], imatrix, self.grid, settings)
             plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
-            start = trial.best(self.candidates(trial, scheme.bits))
-            found.append(trial.polish(Found(plain.scale.float(), None), start).scale)
+            starts = trial.best(self.candidates(trial, scheme.bits))
+            found.append(trial.polish(Found(plain.scale.float(), None), starts).scale)
         return {"init_scale": torch.cat(found)}
