@@ -56,8 +56,8 @@ def test_symmetric_search_matches_or_beats_the_recorded_one(recorded):
         codes = (grouped(tensors["qdq"].float(), case) / their_scale).round()
         rounded = revert_tensor_by_pad(codes * their_scale, *padding(weight, case))
         recorded_error = objective(weight, rounded, case, imatrix)
-        # Their scales are float32, which no file keeps: compared like with like ours are never worse, beyond what float32
-        # leaves of a difference 2^8 times smaller than what it is the difference of (2^-15, twice that of its square) ...
+        # Their scales are float32, which no file keeps: compared like with like ours are never worse, beyond what
+        # float32 leaves of a difference 2^8 times smaller than its terms (2^-15, twice that of its square) ...
         found = search(IntSym(), weight, case, imatrix, torch.float32)
         same = error(IntSym(), weight, case, imatrix, torch.float32, **found)
         assert (same <= recorded_error * (1 + 1e-4)).all(), case

@@ -252,6 +252,8 @@ class AutoRound:
                         if not exporters:
                             self._results[result.layer.name] = result
                     blocks.append(dataclasses.replace(block, layers=()))
+                    if block.unseen:
+                        _LOGGER.warning("note: %s", _told_unseen(block))
                     yield block
                 for exporter in exporters:
                     exporter.finish()
@@ -323,6 +325,14 @@ class AutoRound:
                 "tokens: was it made with another tokenizer?"
             )
         return tokens
+
+
+def _told_unseen(block: BlockResult) -> str:
+    count, first = len(block.unseen), block.unseen[0]
+    return (
+        f"no calibration token reached {count} layers of {block.name} ({first}{' and others' if count > 1 else ''}): "
+        "they are quantized by their weights alone; more text, or other text, would serve them better."
+    )
 
 
 def _is_text(dataset: Any) -> bool:

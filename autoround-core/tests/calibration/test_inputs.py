@@ -83,7 +83,7 @@ def test_a_model_that_skips_blocks_is_refused():
 @torch.no_grad()
 def test_importance_is_the_sum_of_squares_of_the_tokens_that_count():
     linear = torch.nn.Linear(6, 3)
-    observer = InputObserver({"it": linear}, {"it": linear})
+    observer = InputObserver({"it": linear}, {"it"}, {"it"})
     x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
     with observer.watching():

@@ -6,7 +6,7 @@ The importance of an input channel is the sum of its squares over calibration, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,11 +22,17 @@ class InputObserver:
     Attributes:
         sums: importance per layer, float32 [in_features].
         lows, highs: range of a layer's input, float32 scalars, zero included.
+        seen: the layers that any token reached.
         mask: which tokens of the batch that is running count, bool [batch, length], or None for all.
     """
 
-    def __init__(self, importance: Mapping[str, nn.Module], ranges: Mapping[str, nn.Module]) -> None:
-        self._importance, self._ranges = importance, ranges
+    def __init__(self, layers: Mapping[str, nn.Module], importance: Collection[str], ranges: Collection[str]) -> None:
+        """Args:
+        layers: what to watch.
+        importance, ranges: those of which importance, or the range, is wanted.
+        """
+        self._layers, self._importance, self._ranges = layers, importance, ranges
+        self.seen: set[str] = set()
         self.sums: dict[str, torch.Tensor] = {}
         self.lows: dict[str, torch.Tensor] = {}
         self.highs: dict[str, torch.Tensor] = {}
@@ -35,8 +41,7 @@ class InputObserver:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Observe for as long as the context lasts."""
-        watched = {**self._importance, **self._ranges}
-        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in watched.items()]
+        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self._layers.items()]
         try:
             yield
         finally:
@@ -52,6 +57,7 @@ class InputObserver:
                 x = x[self.mask]
             if x.numel() == 0:
                 return
+            self.seen.add(name)
             if name in self._importance:
                 squares = x.reshape(-1, x.shape[-1]).float().square().sum(0)
                 self.sums[name] = self.sums[name] + squares if name in self.sums else squares

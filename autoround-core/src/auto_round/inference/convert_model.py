@@ -7,13 +7,14 @@ The names `convert_hf_model`, `infer_target_device` and `post_init` are transfor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from auto_round.errors import AutoRoundError, ModelError, PluginError
 from auto_round.inference.packed_linear import PackedLinear
+from auto_round.model.experts import SplitExperts, split_experts
 from auto_round.model.structure import LinearInfo, find_structure
 from auto_round.plan import activation_scheme
 from auto_round.plugins import Registry, default_registry
@@ -43,13 +44,16 @@ def convert_hf_model(
     """
     registry = registry or default_registry()
     config = _as_dict(model.config.quantization_config)  # type: ignore[union-attr]
+    layers = _Described(config, find_structure(model).blocks)
+    split_experts(model, lambda names: any(layers.of(name) for name in names))
     used = set()
     for info in find_structure(model).linears:
-        described = _layer_config(config, info)
+        described = layers.of(info.name)
         if described is None:
             continue
         linear = model.get_submodule(info.name)
         packed = _packed_linear(linear, info, described, config, registry)
+        _check_experts(model, info.name, packed)
         parent, _, attribute = info.name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, packed)
         used.add(packed.packing.name)
@@ -92,32 +96,40 @@ def _as_dict(config: Any) -> dict[str, Any]:
     return result
 
 
-def _layer_config(config: Mapping[str, Any], info: LinearInfo) -> dict[str, Any] | None:
-    """The fields that hold for a layer, or None if it is not quantized."""
-    special = _special(config.get("extra_config") or {}, info.name)
-    if special is None and not _in_quantized_blocks(config, info):
-        return None
-    merged = {**config, **(special or {})}
-    if int(merged.get("bits", FULL_PRECISION_BITS)) >= FULL_PRECISION_BITS:
-        return None
-    return merged
+class _Described:
+    """What a checkpoint's config says of each layer."""
+
+    def __init__(self, config: Mapping[str, Any], blocks: Sequence[str]) -> None:
+        self._config = config
+        self._extra = dict(config.get("extra_config") or {})
+        self._patterns = [(re.compile(key), fields) for key, fields in self._extra.items() if _REGEX_ONLY.search(key)]
+        named = config.get("block_name_to_quantize") or config.get("to_quant_block_names") or blocks
+        prefixes = named.split(",") if isinstance(named, str) else named
+        self._prefixes = tuple(f"{prefix.strip().rstrip('.')}." for prefix in prefixes)
+
+    def of(self, layer: str) -> dict[str, Any] | None:
+        """The fields that hold for a layer, or None if it is not quantized."""
+        special = self._extra.get(layer)
+        if special is None:
+            special = next((fields for pattern, fields in self._patterns if pattern.search(layer)), None)
+        if special is None and not layer.startswith(self._prefixes):
+            return None
+        merged = {**self._config, **(special or {})}
+        return None if int(merged.get("bits", FULL_PRECISION_BITS)) >= FULL_PRECISION_BITS else merged
 
 
-def _special(extra: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    if name in extra:
-        return dict(extra[name])
-    for pattern, fields in extra.items():
-        if _REGEX_ONLY.search(pattern) and re.search(pattern, name):
-            return dict(fields)
-    return None
+def _check_experts(model: nn.Module, layer: str, packed: PackedLinear) -> None:
+    """Refuse experts whose tensors transformers would take for those of its own fused ones.
 
-
-def _in_quantized_blocks(config: Mapping[str, Any], info: LinearInfo) -> bool:
-    named = config.get("block_name_to_quantize") or config.get("to_quant_block_names")
-    if not named:
-        return info.block is not None
-    prefixes = named.split(",") if isinstance(named, str) else named
-    return any(info.name.startswith(prefix.strip().rstrip(".") + ".") for prefix in prefixes)
+    Raises:
+        ModelError: it would collect their `weight` tensors into one, which belongs to nobody here.
+    """
+    experts = ".".join(layer.split(".")[:-2])
+    if experts and isinstance(model.get_submodule(experts), SplitExperts) and "weight" in packed.stored_names:
+        raise ModelError(
+            f"{layer}: transformers does not load single experts whose tensors are called `weight`, as packing "
+            f"{packed.packing.name} calls them; export the model in another format."
+        )
 
 
 def _packed_linear(

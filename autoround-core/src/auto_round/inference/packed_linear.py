@@ -55,6 +55,11 @@ class PackedLinear(nn.Module):
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001 - transformers' own mark
         return weight
 
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names of the packed tensors, below the layer's own."""
+        return tuple(self._names)
+
     @torch.no_grad()
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, [out_features, in_features], in the given dtype."""

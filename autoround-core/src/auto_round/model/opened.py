@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from auto_round.errors import ModelError
+from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
@@ -63,11 +64,20 @@ class OpenModel:
 
     def stored_dtype(self, layer: str) -> torch.dtype:
         """Dtype in which a layer's weight is stored."""
-        stored = self.headers.get(f"{layer}.weight")
+        stored = self.headers.get(f"{layer}.weight") or self._fused_with(layer)
         if stored is not None:
             return stored.dtype
         weight: torch.Tensor = self.model.get_submodule(layer).weight
         return weight.dtype
+
+    def _fused_with(self, layer: str) -> StoredTensor | None:
+        """A stored tensor that holds all experts' layers of one kind, a layer's own among them."""
+        experts = layer.rsplit(".", 2)[0]
+        module = self.model.get_submodule(experts)
+        if not isinstance(module, SplitExperts):
+            return None
+        names = (f"{experts}.{name}" for name in module.fused_names)
+        return next((self.headers[name] for name in names if name in self.headers), None)
 
     def require_tokenizer(self) -> Any:
         """The tokenizer.
@@ -118,6 +128,7 @@ class OpenModel:
                 f"{self.directory}: the stored shape of {mismatched[0]} is not the one its config describes."
             )
         self.model = loaded.eval().requires_grad_(False)  # type: ignore[has-type]
+        split_experts(self.model)
         self.check_finite()
 
     def check_finite(self) -> None:
@@ -152,9 +163,12 @@ class OpenModel:
                         if name not in weights:
                             yield name, opened.get_tensor(name)
             return
-        repeated = _tied_names(self.model)
+        done = weights | _tied_names(self.model)
+        for name, tensor, covered in fused_tensors(self.model, layers):
+            done |= covered
+            yield name, tensor
         for name, tensor in self.model.state_dict().items():
-            if name not in weights and name not in repeated:
+            if name not in done:
                 yield name, tensor
 
 
@@ -186,6 +200,7 @@ def open_model(
     if already is not None:
         method = already.get("quant_method", "unknown") if isinstance(already, dict) else already
         raise ModelError(f"{directory} is quantized already (method {method}); start from the original model.")
+    split_experts(bare)
     return OpenModel(os.fspath(model), directory, bare, find_structure(bare), headers, tokenizer, trust_remote_code)
 
 
@@ -197,6 +212,7 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:
     """
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("the model has weights on the meta device; load it, or pass its path.")
+    split_experts(model)
     name = str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
     opened = OpenModel(name, None, model.eval().requires_grad_(False), find_structure(model), tokenizer=tokenizer)
     opened.check_finite()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -125,10 +126,7 @@ def _tune_layers(
     runner = Runner(block, index, chains, device, dtype)
     inner = {layer.name: layer.name.removeprefix(name + ".") for layer in layers}
     linears = {layer.name: block.get_submodule(inner[layer.name]) for layer in layers}
-    observer = InputObserver(
-        {s.name: linears[s.name] for s in layers if _wants_importance(s, options)},
-        {s.name: linears[s.name] for s in layers if s.static_activations},
-    )
+    observer = _observer(linears, layers, options)
     with observer.watching():
         targets = runner.over(chains, chains.reference, observer)
 
@@ -154,12 +152,11 @@ def _tune_layers(
     if options.iters and options.enable_quanted_input and index + 1 < len(model.structure.blocks):
         chains.quantized = runner.over(chains, chains.quantized)
     chains.reference = targets
-    seconds = time.monotonic() - start
-    if outcome is None:
-        return BlockResult(name, tuple(finished), seconds=seconds)
-    return BlockResult(
-        name, tuple(finished), outcome.loss_before, outcome.loss_after, outcome.kept_step, seconds=seconds
-    )
+    result = BlockResult(name, tuple(finished), unseen=tuple(n for n in linears if n not in observer.seen))
+    if outcome is not None:
+        before, after, step = outcome.loss_before, outcome.loss_after, outcome.kept_step
+        result = dataclasses.replace(result, loss_before=before, loss_after=after, kept_step=step)
+    return dataclasses.replace(result, seconds=time.monotonic() - start)
 
 
 def _observe_outside(
@@ -171,15 +168,17 @@ def _observe_outside(
 ) -> InputObserver:
     """Watch the layers behind the blocks, fed with what the original blocks answered."""
     modules = {layer.name: model.model.get_submodule(layer.name) for layer in layers}
-    observer = InputObserver(
-        {s.name: modules[s.name] for s in layers if _wants_importance(s, options)},
-        {s.name: modules[s.name] for s in layers if s.static_activations},
-    )
+    observer = _observer(modules, layers, options)
     with observer.watching():
         for part in chains.batches():
             observer.mask = None if chains.mask is None else chains.mask[part]
             run_after_blocks(model.model, model.structure.block_list, tokens.input_ids[part], chains.reference[part])
     return observer
+
+
+def _observer(modules: Mapping[str, nn.Module], layers: Sequence[LayerSpec], options: TuningOptions) -> InputObserver:
+    importance = {s.name for s in layers if _wants_importance(s, options)}
+    return InputObserver(modules, importance, {s.name for s in layers if s.static_activations})
 
 
 def _prepare(tunables: Mapping[str, TunableLinear], observer: InputObserver | None, options: TuningOptions) -> None:

@@ -40,6 +40,8 @@ class BlockResult:
         loss_before, loss_after: mean squared error of its output with plain rounding and as it is now, on a fixed
             slice of the samples; None where nothing was tuned.
         kept_step: the step whose parameters were kept, None where nothing was tuned.
+        unseen: names of layers that no token of the calibration reached, experts most likely: they have the data type's
+            best start without importance, and share the range of their likes where activations are static.
         seconds: how long it took.
     """
 
@@ -48,4 +50,5 @@ class BlockResult:
     loss_before: float | None = None
     loss_after: float | None = None
     kept_step: int | None = None
+    unseen: tuple[str, ...] = ()
     seconds: float = 0.0

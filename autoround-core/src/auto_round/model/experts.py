@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts that a model keeps as one tensor for all, taken apart into linear layers, and put together again.
+
+transformers keeps the routed experts of a block in parameters of three dimensions. Everything here works on linear
+layers: they are tuned, packed and loaded one by one, and checkpoints store most models' experts so. The linear layers
+are views of the parameters; nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["SplitExperts", "fused_tensors", "split_experts"]
+
+MARKS = ("num_experts", "is_transposed", "is_concatenated", "has_bias", "has_gate")
+"""What transformers notes on modules that keep their experts fused."""
+
+
+class SplitExperts(nn.Module):
+    """Routed experts as linear layers: `0.gate_proj`, `0.up_proj`, `0.down_proj`, `1.gate_proj`, ...
+
+    Gate and up stay one layer, `gate_up_proj`, where the model keeps their rows interleaved; experts without a gate
+    have `up_proj` alone.
+    """
+
+    def __init__(self, fused: Any) -> None:
+        """Take a module apart; its parameters live on in the layers, and it keeps its gating function."""
+        super().__init__()
+        self.num_experts: int = fused.num_experts
+        self.fused_names: tuple[str, ...] = tuple(name for name, _ in fused.named_parameters())
+        self._transposed: bool = fused.is_transposed
+        parts = _parts(fused)
+        for index in range(self.num_experts):
+            expert = nn.Module()
+            for name, (source, rows) in parts.items():
+                setattr(expert, name, _linear(fused, source, index, rows))
+            self.add_module(str(index), expert)
+        for name in self.fused_names:
+            setattr(fused, name, None)
+        # Past nn.Module's bookkeeping: not a child, or its name would stand in those of tensors.
+        self.__dict__["_gating"] = fused
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Each token through the experts it was sent to.
+
+        Args:
+            hidden_states: [tokens, features].
+            top_k_index, top_k_weights: the experts of each token and their shares, [tokens, experts per token].
+        """
+        output = torch.zeros_like(hidden_states)
+        for index, tokens, shares in self._sent(hidden_states, top_k_index, top_k_weights):
+            expert = self.get_submodule(str(index))
+            answer = self._run(expert, hidden_states[tokens]) * shares[:, None]
+            output.index_add_(0, tokens, answer.to(output.dtype))
+        return output
+
+    def _sent(
+        self, hidden_states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """For each expert with work its tokens, int64 [n], and their shares, [n]."""
+        if hidden_states.is_meta:
+            # There are no values to route by: every expert is shown all tokens, so that every layer is seen to run.
+            everyone = torch.arange(len(hidden_states), device="meta")
+            yield from ((expert, everyone, weights[:, 0]) for expert in range(self.num_experts))
+            return
+        flat = index.flatten()
+        order = flat.argsort(stable=True)
+        counts = flat.bincount(minlength=self.num_experts).tolist()
+        start = 0
+        for expert, count in enumerate(counts[: self.num_experts]):  # one number more would mean "no expert"
+            if count:
+                chosen = order[start : start + count]
+                yield expert, chosen // index.shape[-1], weights.flatten()[chosen]
+            start += count
+
+    def _run(self, expert: Any, x: torch.Tensor) -> torch.Tensor:
+        gating = self.__dict__["_gating"]
+        if not gating.has_gate:
+            x = gating.act_fn(expert.up_proj(x))
+        elif hasattr(expert, "gate_up_proj"):
+            x = gating._apply_gate(expert.gate_up_proj(x))  # noqa: SLF001 - the model's own way to say it
+        else:
+            x = gating._apply_gate(torch.cat([expert.gate_proj(x), expert.up_proj(x)], -1))  # noqa: SLF001
+        result: torch.Tensor = expert.down_proj(x)
+        return result
+
+    def joined(self, name: str) -> torch.Tensor:
+        """A parameter as the model kept it: one of `fused_names`, [experts, ...]."""
+        leaf, attribute = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
+        experts = [self.get_submodule(str(index)) for index in range(self.num_experts)]
+        if hasattr(experts[0], leaf):
+            each = [getattr(getattr(expert, leaf), attribute) for expert in experts]
+        else:
+            halves = ("gate_proj", "up_proj")
+            each = [torch.cat([getattr(getattr(e, half), attribute) for half in halves]) for e in experts]
+        stacked = torch.stack([tensor.detach() for tensor in each])
+        return stacked.transpose(1, 2).contiguous() if self._transposed and attribute == "weight" else stacked
+
+
+def split_experts(model: nn.Module, wanted: Callable[[Sequence[str]], bool] = bool) -> None:
+    """Put `SplitExperts` in the place of modules that keep their experts fused, on any device, meta included.
+
+    Args:
+        wanted: told the names of the linear layers of such a module, whether to take it apart; all, if not given.
+    """
+    for name, module in list(model.named_modules()):
+        if not _is_fused(module):
+            continue
+        parts = _parts(module)
+        if wanted([f"{name}.{expert}.{part}" for expert in range(module.num_experts) for part in parts]):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, SplitExperts(module))
+
+
+def fused_tensors(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, torch.Tensor, set[str]]]:
+    """Experts that can be written as the model keeps them, because none of their layers is among some.
+
+    Yields:
+        name of the parameter, the parameter, and the names of the state dict that it stands for.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, SplitExperts) and not any(layer.startswith(f"{name}.") for layer in layers):
+            covered = {f"{name}.{inner}" for inner in module.state_dict()}
+            for parameter in module.fused_names:
+                yield f"{name}.{parameter}", module.joined(parameter), covered
+
+
+def _is_fused(module: Any) -> bool:
+    if not all(hasattr(module, mark) for mark in MARKS) or getattr(module, "has_post_expert_norm", False):
+        return False
+    down = getattr(module, "down_proj", None)
+    return isinstance(down, nn.Parameter) and down.dim() == 3
+
+
+def _parts(fused: Any) -> dict[str, tuple[str, slice]]:
+    """The layers of one expert: name to the parameter it lies in and which of its rows."""
+    if not fused.has_gate:
+        return {"up_proj": ("up_proj", slice(None)), "down_proj": ("down_proj", slice(None))}
+    if not fused.is_concatenated:
+        return {"gate_up_proj": ("gate_up_proj", slice(None)), "down_proj": ("down_proj", slice(None))}
+    half = fused.gate_up_proj.shape[2 if fused.is_transposed else 1] // 2
+    return {
+        "gate_proj": ("gate_up_proj", slice(half)),
+        "up_proj": ("gate_up_proj", slice(half, None)),
+        "down_proj": ("down_proj", slice(None)),
+    }
+
+
+def _linear(fused: Any, source: str, index: int, rows: slice) -> nn.Linear:
+    parameter = getattr(fused, source).detach()[index]
+    weight = (parameter.T if fused.is_transposed else parameter)[rows]
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=fused.has_bias, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if fused.has_bias:
+        linear.bias = nn.Parameter(getattr(fused, f"{source}_bias").detach()[index][rows], requires_grad=False)
+    return linear

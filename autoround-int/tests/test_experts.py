@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models with routed experts: mixed widths, and files that load with every expert as it was tuned."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, Qwen3MoeConfig
+
+from auto_round import AutoRound
+
+CONFIG = Qwen3MoeConfig(
+    vocab_size=60, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=32, num_experts=4, num_experts_per_tok=2,
+    max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+IDS = torch.randint(3, 60, (4, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIG).bfloat16().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def test_experts_get_four_bits_and_the_rest_eight(model_dir, tmp_path):
+    job = AutoRound(model_dir, scheme="W4A16_MIXED", iters=2, dataset=IDS, nsamples=4, seqlen=16, verbose=False)
+    bits = {layer.name: layer.scheme.bits for layer in job.plan("auto_round").quantized}
+    assert {b for n, b in bits.items() if ".experts." in n} == {4}
+    assert {b for n, b in bits.items() if ".self_attn." in n} == {8}
+    tuned, _ = job.quantize_and_save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name in bits:
+        packed = loaded.get_submodule(name)
+        assert torch.equal(packed.decode(torch.bfloat16), tuned.get_submodule(name).weight), name
+    assert torch.equal(loaded(IDS).logits, tuned(IDS).logits)
+
+
+@torch.no_grad()
+def test_compressed_experts_load_dequantized(model_dir, tmp_path):
+    job = AutoRound(
+        model_dir, scheme="W4A16", group_size=32, iters=2, dataset=IDS, nsamples=4, seqlen=16, verbose=False
+    )
+    tuned, _ = job.quantize_and_save(tmp_path / "out", format="llm_compressor")
+    with pytest.warns(UserWarning, match="quantization_config"):  # that it merges ours with the file's
+        loaded = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", quantization_config=CompressedTensorsConfig(dequantize=True)
+        )
+    for block in range(2):
+        name = f"model.layers.{block}.mlp.experts"
+        ours, theirs = tuned.get_submodule(name), loaded.get_submodule(name)
+        assert torch.equal(ours.joined("gate_up_proj"), theirs.gate_up_proj)
+        assert torch.equal(ours.joined("down_proj"), theirs.down_proj)
