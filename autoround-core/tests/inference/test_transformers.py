@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoRoundConfig
 
 from auto_round import AutoRound
 from auto_round.errors import AutoRoundError
@@ -45,6 +45,54 @@ def test_from_pretrained_computes_what_was_tuned(checkpoint, tokens, device_map)
         assert torch.equal(module.decode(torch.bfloat16), tuned.get_submodule(name).weight)
     assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
     assert loaded.generate(tokens[:1], max_new_tokens=3, do_sample=False).shape == (1, 19)
+
+
+def backend(name):
+    return {"quantization_config": AutoRoundConfig(backend=name)}
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")  # transformers says it for every option
+@torch.no_grad()
+def test_low_memory_keeps_no_decoded_weight(checkpoint, tokens):
+    directory, tuned = checkpoint
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", **backend("low_memory"))
+    packed = [m for m in loaded.modules() if isinstance(m, PackedLinear)]
+    assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+    assert all(module._decoded is None for module in packed)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@torch.no_grad()
+def test_a_kernel_serves_few_rows_only(checkpoint, tokens, monkeypatch):
+    directory, tuned = checkpoint
+    asked = []
+
+    class Kernel:
+        most_rows = 2
+
+        def __init__(self, weight):
+            self.weight = weight
+
+        def __call__(self, x):
+            asked.append(x.shape)
+            return x @ self.weight.T
+
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", **backend("kernel"))
+    data_type = next(m for m in loaded.modules() if isinstance(m, PackedLinear)).data_type
+    monkeypatch.setattr(type(data_type), "kernel", lambda self, codes: Kernel(self.decode(codes)))
+    assert torch.equal(loaded(tokens[:1]).logits, tuned(tokens[:1]).logits)
+    assert not asked
+    torch.testing.assert_close(loaded(tokens[:1, :2]).logits, tuned(tokens[:1, :2]).logits)
+    assert asked
+    assert {len(shape) for shape in asked} == {2}
+
+
+def test_an_unknown_backend_is_refused(checkpoint):
+    with (
+        pytest.warns(UserWarning, match="quantization_config"),
+        pytest.raises(AutoRoundError, match=r"no backend 'marlin' .* auto \("),
+    ):
+        AutoModelForCausalLM.from_pretrained(checkpoint[0], **backend("marlin"))
 
 
 def test_saving_what_was_loaded_gives_the_same_tensors(checkpoint, tmp_path):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from auto_round.data_type import Codes, DataType
+from auto_round.data_type import Codes, DataType, Kernel
 from auto_round.data_type.grouping import group_count
 from auto_round_int.fused import offset
 from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wide_codes
+from auto_round_int.kernel_cpu import int4_kernel
 
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
@@ -76,6 +77,9 @@ class IntegerDataType(DataType):
             zero = None if zero_point is None else zero_point[rows]
             out[rows] = dequantize(grouping.groups[rows].float(), scale[rows], zero)
         return grouping.revert(out)
+
+    def kernel(self, codes: Codes) -> Kernel | None:
+        return int4_kernel(codes)
 
     def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
         """Codes, 16-bit scales and zero points, as the packed layouts store them (they keep zero points always)."""

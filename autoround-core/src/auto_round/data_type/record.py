@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from auto_round.data_type.register import accepted_offers
 from auto_round.errors import ContractError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from auto_round.data_type.codes import Codes
     from auto_round.schemes import QuantizationScheme
 
-__all__ = ["Bounds", "DataType", "FunctionDataType", "Runtime"]
+__all__ = ["Bounds", "DataType", "FunctionDataType", "Kernel", "Runtime"]
 
 Bounds = tuple[float, float] | None
 """Interval a learnt parameter is kept in, or None where it is free."""
@@ -45,6 +45,19 @@ class Runtime:
     multiple: int = 1
     fuses: bool = False
     note: str = ""
+
+
+class Kernel(Protocol):
+    """Computes with a weight that stays in few bits.
+
+    Attributes:
+        most_rows: inputs of more rows than this are faster, or only possible, with the decoded weight.
+    """
+
+    most_rows: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs [rows, in_features] times the weight, [rows, out_features], in the dtype of the codes."""
 
 
 class DataType:
@@ -157,6 +170,14 @@ class DataType:
     def decode(self, codes: Codes) -> torch.Tensor:
         """The weight [out_features, in_features] in `codes.dtype` that the codes stand for."""
         raise ContractError(f"data type {self.name} has no stored form (no decode).")
+
+    def kernel(self, codes: Codes) -> Kernel | None:
+        """What computes with these codes as they are, on the device they are on, or None where nothing does.
+
+        It is used where a user asks for it: sums in another order and scales in another dtype are allowed here, unlike
+        in `decode`.
+        """
+        return None
 
     def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
         """Bits a weight of this shape costs on average, scales and zero points included."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from auto_round.errors import AutoRoundError, ModelError, PluginError
-from auto_round.inference.packed_linear import PackedLinear
+from auto_round.inference.packed_linear import BACKENDS, PackedLinear
 from auto_round.model.experts import SplitExperts, split_experts
 from auto_round.model.structure import LinearInfo, find_structure
 from auto_round.plan import activation_scheme
@@ -40,10 +40,14 @@ def convert_hf_model(
 
     Raises:
         PluginError: the checkpoint needs a distribution that is not installed; the message says which.
-        ModelError: the description makes no sense.
+        ModelError: the description makes no sense, or the backend is none of `BACKENDS`.
     """
     registry = registry or default_registry()
     config = _as_dict(model.config.quantization_config)  # type: ignore[union-attr]
+    backend = str(config.get("backend") or "auto")
+    if backend not in BACKENDS:
+        told = "; ".join(f"{name} ({what})" for name, what in BACKENDS.items())
+        raise ModelError(f"there is no backend {backend!r} to compute with; there are: {told}.")
     layers = _Described(config, find_structure(model).blocks)
     split_experts(model, lambda names: any(layers.of(name) for name in names))
     used = set()
@@ -53,6 +57,7 @@ def convert_hf_model(
             continue
         linear = model.get_submodule(info.name)
         packed = _packed_linear(linear, info, described, config, registry)
+        packed.backend = backend
         _check_experts(model, info.name, packed)
         parent, _, attribute = info.name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, packed)
