@@ -98,6 +98,8 @@ class Known(DataType):
     runtimes = (
         Runtime("some runtime", "1.0", "auto_round", limits={"group_size": (32, 64)}, fuses=True, note="use 32"),
         Runtime("another", "2.0", "auto_round", multiple=64),
+        Runtime("a third", "3.0", "auto_round", limits={"group_size": (16,)}, needs="its option loud"),
+        Runtime("a third", "3.0", "auto_round", limits={"group_size": (32,)}),
     )
 
     def quant_tensor(self, tensor):
@@ -116,7 +118,10 @@ class KnownPlugin:
         ({"group_size": 32}, ["another will not load .* in format auto_round: shape .* multiples of 64"]),
         (
             {"group_size": 16},
-            ["some runtime will not load .* and 13 more .* group_size=16, and it takes 32, 64 .use 32."],
+            [
+                "some runtime will not load .* and 13 more .* group_size=16, and it takes 32, 64 .use 32.",
+                "a third loads .* and 13 more in format auto_round with its option loud",
+            ],
         ),
         (
             {"group_size": 32, "layer_config": {"layers.0.self_attn.q_proj": {"group_size": 64}}},
@@ -129,6 +134,7 @@ def test_what_a_runtime_will_not_load_is_said_beforehand(model_dir, registry, op
     notes = AutoRound(model_dir, data_type="known", registry=registry, **options).plan("auto_round").notes
     for pattern in expected:
         assert any(re.search(pattern, note) for note in notes), notes
+    assert any("a third" in note for note in notes) == (options["group_size"] == 16 or "layer_config" in options)
 
 
 class Picky(OutputFormat):

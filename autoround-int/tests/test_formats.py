@@ -178,6 +178,7 @@ NOTES = [
     ("auto_awq", {"group_size": 48, "sym": False}, "vllm will not load .*group_size=48"),
     ("auto_gptq", {"layer_config": {"q_proj": {"bits": 8}}}, "together, in one scheme"),
     ("llm_compressor", {"layer_config": {"gate_proj": {"bits": 16}}}, "together, in one scheme"),
+    ("llm_compressor", {"sym": False}, r"transformers loads .* with .*CompressedTensorsConfig\(dequantize=True\)"),
     ("auto_round", {"act_bits": 8}, "vllm will not load .*act_bits=8"),
     ("auto_round", {"data_type": "int_sym_gptq"}, "vllm will not load .*data_type=int_sym_gptq, and it takes int"),
 ]

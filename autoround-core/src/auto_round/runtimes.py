@@ -15,7 +15,7 @@ __all__ = ["runtime_notes"]
 
 
 def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> Iterator[str]:
-    """One sentence for each runtime that cannot load what a format would write of these layers, and why.
+    """One sentence for each runtime that cannot load what a format would write of these layers, or needs something.
 
     Args:
         layers: the layers that are quantized.
@@ -37,21 +37,42 @@ def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) 
                 for first, other in _torn_apart(layers):
                     obstacles.setdefault(f"it computes {other} and its like together, in one scheme", []).append(first)
             for obstacle, names in obstacles.items():
-                where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-                yield f"{name} will not load {where} in format {output_format.name}: {obstacle}."
+                yield f"{name} will not load {_and_more(names)} in format {output_format.name}: {obstacle}."
+            needs: dict[str, list[str]] = {}
+            for layer in layers:
+                for need in _needs(layer, name, output_format.name):
+                    needs.setdefault(need, []).append(layer.name)
+            for need, names in needs.items():
+                yield f"{name} loads {_and_more(names)} in format {output_format.name} with {need}."
 
 
 def _obstacles(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
     """Why no record of a runtime takes a layer; nothing if one does."""
     assert layer.data_type is not None
-    container = format_name.partition(":")[0]
-    records = [r for r in layer.data_type.runtimes if r.name == runtime_name and r.format in (format_name, container)]
+    records = _records(layer, runtime_name, format_name)
     if not records:
         yield f"it does not know {layer.data_type.name}"
         return
     reasons = [_obstacle(layer, record) for record in records]
     if all(reasons):
         yield str(reasons[0])
+
+
+def _needs(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
+    """What a runtime needs for a layer; nothing where a record that takes it needs nothing."""
+    taking = [r.needs for r in _records(layer, runtime_name, format_name) if _obstacle(layer, r) is None]
+    if all(taking):
+        yield from taking[:1]
+
+
+def _records(layer: LayerSpec, runtime_name: str, format_name: str) -> list[Runtime]:
+    assert layer.data_type is not None
+    formats = (format_name, format_name.partition(":")[0])
+    return [r for r in layer.data_type.runtimes if r.name == runtime_name and r.format in formats]
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _obstacle(layer: LayerSpec, record: Runtime) -> str | None:

@@ -43,13 +43,13 @@ def _gptqmodel(container: str, packages: str) -> Runtime:
 
 _EVERYWHERE = (
     Runtime("transformers", "5.23", "auto_round", note="any bits and group size, through this package"),
-    Runtime("transformers", "5.23", "llm_compressor", note="needs the package compressed-tensors"),
     _gptqmodel("auto_awq", "the package gptqmodel"),
     *_vllm("auto_awq", (4,), "groups of 128 load everywhere", WIDE_GROUPS),
 )
 
 SYMMETRIC = (
     *_EVERYWHERE,
+    Runtime("transformers", "5.23", "llm_compressor", note="needs the package compressed-tensors"),
     _gptqmodel("auto_gptq", "the packages gptqmodel and optimum"),
     *_vllm("auto_gptq", (4, 8), "4 bits in groups of 128 load everywhere"),
     *_vllm("auto_round", (2, 3, 4, 8), "4 bits in groups of 128 load everywhere"),
@@ -63,6 +63,11 @@ SYMMETRIC = (
 
 ASYMMETRIC = (
     *_EVERYWHERE,
+    Runtime(
+        *("transformers", "5.23", "llm_compressor"),
+        note="needs the package compressed-tensors",
+        needs="quantization_config=CompressedTensorsConfig(dequantize=True) alone",
+    ),
     *_vllm("auto_round", (4,), "4 bits in groups of 128 load; other widths load in transformers"),
     *_vllm("llm_compressor", ALL_BITS, "4 bits in groups of 128 load everywhere", WIDE_GROUPS),
 )

@@ -35,6 +35,7 @@ class Runtime:
         multiple: both sides of a weight have to be a multiple of this.
         fuses: whether it computes layers that share an input as one, which then need one scheme.
         note: one sentence for whoever meets a limit: what would work instead.
+        needs: what has to be done or installed there first, "" if nothing; said whenever a plan counts on this record.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Runtime:
     multiple: int = 1
     fuses: bool = False
     note: str = ""
+    needs: str = ""
 
 
 class Kernel(Protocol):
