@@ -264,7 +264,8 @@ class AutoRound:
     def _opened(self) -> OpenModel:
         if self._open is None:
             source: Any = self._source
-            self._open = open_model(source, tokenizer=self._given_tokenizer, trust_remote_code=self.trust_remote_code)
+            options: dict[str, Any] = {"tokenizer": self._given_tokenizer, "trust_remote_code": self.trust_remote_code}
+            self._open = open_model(source, registry=self.registry, **options)
         return self._open
 
     def _loaded(self) -> OpenModel:

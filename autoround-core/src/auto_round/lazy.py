@@ -50,7 +50,13 @@ class LazyDataType(_Lazy):
 
 @dataclass(frozen=True)
 class LazyFormat(_Lazy):
-    """An output format; the target is an `OutputFormat`, or a class of one."""
+    """An output format; the target is an `OutputFormat`, or a class of one.
+
+    Attributes:
+        reads: the `quant_method` of checkpoints that its `reader` makes plain models of, "" if there is none.
+    """
+
+    reads: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from auto_round.plan import Plan
     from auto_round.tuning.result import LayerResult
 
-__all__ = ["CheckpointFormat"]
+__all__ = ["CheckpointExporter", "CheckpointFormat"]
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 
@@ -37,47 +37,63 @@ class CheckpointFormat(OutputFormat):
         """The entry of config.json, or None for a checkpoint that is not quantized any more."""
 
     def start(self, plan: Plan, model: OpenModel, directory: Path) -> Exporter:
-        return _CheckpointExporter(self, plan, model, directory)
+        return CheckpointExporter(self, plan, model, directory)
 
 
-class _CheckpointExporter:
+class CheckpointExporter:
+    """Writes tensors into shards as layers arrive; for tensors that hold several layers, override `tensors` and `rest`.
+
+    Attributes:
+        plan, model: what is written.
+    """
+
     def __init__(self, output_format: CheckpointFormat, plan: Plan, model: OpenModel, directory: Path) -> None:
-        self._format, self._plan, self._model, self._directory = output_format, plan, model, directory
+        self._format, self.plan, self.model, self._directory = output_format, plan, model, directory
         self._shards = ShardWriter(directory)
 
+    def tensors(self, result: LayerResult) -> Iterable[tuple[str, torch.Tensor]]:
+        """What can be written now that one more layer is finished, by full name."""
+        packed = self._format.pack(result)
+        return ((f"{result.layer.name}.{name}", tensor) for name, tensor in packed.items())
+
+    def rest(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """What is left to write when all layers are finished, by full name."""
+        return self.model.other_tensors({layer.name for layer in self.plan.quantized})
+
     def add(self, result: LayerResult) -> None:
-        for name, tensor in self._format.pack(result).items():
-            self._shards.add(f"{result.layer.name}.{name}", tensor)
+        for name, tensor in self.tensors(result):
+            self._shards.add(name, tensor)
 
     def finish(self) -> None:
-        for name, tensor in self._model.other_tensors({layer.name for layer in self._plan.quantized}):
+        for name, tensor in self.rest():
             self._shards.add(name, tensor)
         self._shards.close()
         self._write_config()
         self._write_other_files()
 
     def _write_config(self) -> None:
-        source = self._model.directory
+        source = self.model.directory
         if source is not None:
             config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         else:
-            config = self._model.model.config.to_dict()
-            config.setdefault("architectures", [self._model.architecture])
-        if any(layer.tied for layer in self._plan.quantized):
+            config = self.model.model.config.to_dict()
+            config.setdefault("architectures", [self.model.architecture])
+        if any(layer.tied for layer in self.plan.quantized):
             config["tie_word_embeddings"] = False
-        quantization = self._format.quantization_config(self._plan)
+        config.pop("quantization_config", None)  # of a model that was quantized when it came
+        quantization = self._format.quantization_config(self.plan)
         if quantization is not None:
             config["quantization_config"] = quantization
         (self._directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _write_other_files(self) -> None:
         """Tokenizer, chat template, generation settings: with files, every file that is neither weights nor config."""
-        source = self._model.directory
+        source = self.model.directory
         if source is None:
-            if self._model.model.can_generate():
-                self._model.model.generation_config.save_pretrained(self._directory)
-            if self._model.tokenizer is not None:
-                self._model.tokenizer.save_pretrained(self._directory)
+            if self.model.model.can_generate():
+                self.model.model.generation_config.save_pretrained(self._directory)
+            if self.model.tokenizer is not None:
+                self.model.tokenizer.save_pretrained(self._directory)
             return
         for file in sorted(source.iterdir()):
             weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")

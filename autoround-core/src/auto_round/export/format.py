@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
     from auto_round.model.opened import OpenModel
+    from auto_round.model.reader import WeightReader
     from auto_round.plan import LayerSpec, Plan
     from auto_round.plugins import Registry
     from auto_round.tuning.result import LayerResult
@@ -59,6 +61,16 @@ class OutputFormat(ABC):
 
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         """The dtype in which this format stores the layer's scales; None where the data type alone decides."""
+        return None
+
+    def reader(self, quantization_config: Mapping[str, Any]) -> WeightReader | None:
+        """What makes a plain model of a checkpoint in this format, so that it can be quantized anew; None if nothing.
+
+        Asked of formats whose `LazyFormat.reads` is the checkpoint's `quant_method`.
+
+        Args:
+            quantization_config: the entry of the checkpoint's config.json.
+        """
         return None
 
     @abstractmethod

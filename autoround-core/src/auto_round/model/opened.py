@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from auto_round.errors import ModelError
 from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
+from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
+from auto_round.plugins import Registry, default_registry
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
 
@@ -32,8 +34,9 @@ class OpenModel:
         directory: its files, None for a model object that came without.
         model: the modules; on the meta device, without weights, until `load` is called.
         structure: its blocks and linear layers.
-        headers: its stored tensors, empty without a directory.
+        headers: its tensors as they are, or would be, stored at full precision; empty without a directory.
         tokenizer: given or loaded when first asked for, see `require_tokenizer`.
+        reader: what makes `headers` of what is really `stored`, weights in `dtype`.
     """
 
     name: str
@@ -43,6 +46,9 @@ class OpenModel:
     headers: Mapping[str, StoredTensor] = field(default_factory=dict)
     tokenizer: Any = None
     trust_remote_code: bool = False
+    reader: WeightReader = field(default_factory=PlainReader)
+    stored: Mapping[str, StoredTensor] = field(default_factory=dict)
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def architecture(self) -> str:
@@ -109,27 +115,39 @@ class OpenModel:
         """
         if self.directory is None or not any(p.is_meta for p in self.model.parameters()):
             return
-        from transformers import AutoModelForCausalLM
-
         try:
-            loaded, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-                self.directory, dtype="auto", output_loading_info=True, trust_remote_code=self.trust_remote_code
-            )
+            loaded, info = self._from_pretrained()
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error
-        missing = sorted(info["missing_keys"])  # type: ignore[has-type]
+        missing = sorted(info["missing_keys"])
         if missing:
             raise ModelError(
                 f"{self.directory} lacks {len(missing)} weights of {self.architecture}, {missing[0]} first."
             )
-        mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))  # type: ignore[has-type]
+        mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
         if mismatched:
             raise ModelError(
                 f"{self.directory}: the stored shape of {mismatched[0]} is not the one its config describes."
             )
-        self.model = loaded.eval().requires_grad_(False)  # type: ignore[has-type]
+        self.model = loaded.eval().requires_grad_(False)
         split_experts(self.model)
         self.check_finite()
+
+    def _from_pretrained(self) -> tuple[Any, dict[str, Any]]:
+        from transformers import AutoModelForCausalLM
+
+        assert self.directory is not None
+        if isinstance(self.reader, PlainReader):
+            loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+                self.directory, dtype="auto", output_loading_info=True, trust_remote_code=self.trust_remote_code
+            )
+            return loaded
+        tensors = dict(self.reader.read_all(self.headers, self.stored, self.dtype))
+        config = self.model.config
+        made: tuple[Any, dict[str, Any]] = type(self.model).from_pretrained(
+            None, config=config, state_dict=tensors, dtype=self.dtype, output_loading_info=True
+        )
+        return made
 
     def check_finite(self) -> None:
         """Refuse weights that are not numbers.
@@ -157,11 +175,8 @@ class OpenModel:
         weights = {f"{layer}.weight" for layer in layers}
         tied = {f"{info.name}.weight" for info in self.structure.linears if info.tied}
         if self.headers and weights - tied <= set(self.headers):
-            for file in sorted({stored.file for stored in self.headers.values()}):
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - safe_open is not iterable
-                        if name not in weights:
-                            yield name, opened.get_tensor(name)
+            wanted = {name: header for name, header in self.headers.items() if name not in weights}
+            yield from self.reader.read_all(wanted, self.stored, self.dtype)
             return
         done = weights | _tied_names(self.model)
         for name, tensor, covered in fused_tensors(self.model, layers):
@@ -178,8 +193,12 @@ def open_model(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    registry: Registry | None = None,
 ) -> OpenModel:
     """Open a model by everything its config and the headers of its files tell; no weight is read before `load`.
+
+    Args:
+        registry: whose formats may read a model that is quantized already; the process-wide one if None.
 
     Raises:
         ModelError: it cannot be found or understood, or its files are damaged.
@@ -187,7 +206,7 @@ def open_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     directory = locate(model, revision)
-    headers = read_headers(directory)
+    stored = read_headers(directory)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -196,12 +215,36 @@ def open_model(
         raise ModelError(
             f"{directory} is no causal language model that transformers can build: {_first_line(error)}"
         ) from error
-    already = getattr(config, "quantization_config", None)
-    if already is not None:
-        method = already.get("quant_method", "unknown") if isinstance(already, dict) else already
-        raise ModelError(f"{directory} is quantized already (method {method}); start from the original model.")
+    reader = _reader(directory, config, registry)
+    dtype = getattr(config, "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    headers = reader.plain(stored, dtype)
     split_experts(bare)
-    return OpenModel(os.fspath(model), directory, bare, find_structure(bare), headers, tokenizer, trust_remote_code)
+    structure = find_structure(bare)
+    return OpenModel(
+        os.fspath(model), directory, bare, structure, headers, tokenizer, trust_remote_code, reader, stored, dtype
+    )
+
+
+def _reader(directory: Path, config: Any, registry: Registry | None) -> WeightReader:
+    """What reads the weights of a checkpoint; its config forgets that they were quantized.
+
+    Raises:
+        ModelError: they are, in a way that no installed plugin reads.
+    """
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return PlainReader()
+    described = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    reader = (registry or default_registry()).weight_reader(described)
+    if reader is None:
+        method = described.get("quant_method", "unknown")
+        raise ModelError(
+            f"{directory} is quantized already (method {method}), which no installed plugin reads; "
+            "start from the original model."
+        )
+    del config.quantization_config
+    return reader
 
 
 def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:

@@ -8,8 +8,8 @@ is asked for itself. A plugin that fails is one line of `report`, and an error w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from auto_round.data_type import DataType
 from auto_round.errors import AutoRoundError, SchemeError, UnknownNameError
@@ -23,6 +23,9 @@ from auto_round.plugins.loading import strict
 from auto_round.plugins.records import Claim, Kind, Listed, PluginReport, Provenance
 from auto_round.plugins.reporting import report_on
 from auto_round.schemes import QuantizationScheme
+
+if TYPE_CHECKING:
+    from auto_round.model.reader import WeightReader
 
 __all__ = ["Registry", "default_registry"]
 
@@ -112,6 +115,20 @@ class Registry:
     def format_names(self) -> list[str]:
         """Every output format, as `scheme_names`."""
         return self._plugins.catalogue.names("format")
+
+    def weight_reader(self, quantization_config: Mapping[str, Any]) -> WeightReader | None:
+        """What reads checkpoints that are quantized in that way, None if no plugin does.
+
+        Args:
+            quantization_config: the entry of a checkpoint's config.json.
+        """
+        method = quantization_config.get("quant_method")
+        for listed in self.listing("format"):
+            if method and getattr(listed.thing, "reads", "") == method and listed.state == "ready":
+                reader = self.output_format(listed.name).reader(quantization_config)
+                if reader is not None:
+                    return reader
+        return None
 
     def packing(self, name: str) -> Packing:
         """The packing that files record under a name, or under one of its aliases; all are loaded to find an alias."""
