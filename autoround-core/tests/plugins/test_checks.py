@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from auto_round.errors import ContractError, PluginError, UnknownNameError
+from auto_round.errors import ConflictError, ContractError, PluginError, UnknownNameError
 
 PACKING = """
 from auto_round.export import OutputFormat, Packing
@@ -128,3 +128,24 @@ def test_packings_of_a_format_and_aliases(site, caplog):
     assert registry.packings("nothing") == []
     with pytest.raises(UnknownNameError, match="offers the packing 'acmo'"):
         registry.packing("acmo")
+
+
+def test_what_one_alias_means_depends_on_the_layer(site):
+    other = PACKING.replace("acme:packed", "emca:packed").replace("acme_out", "emca_out")
+    refusing = other.replace("return None", 'return "not mine" if data_type != "emca" else None')
+    site.add(
+        "autoround-acme",
+        HOOKS + "[LazyPacking('acme:packed', 'acme_out:Acmepacking', format='acmeformat')]",
+        acme_out=PACKING.replace("return None", 'return None if data_type != "emca" else "not mine"'),
+    )
+    site.add(
+        "autoround-emca",
+        HOOKS + "[LazyPacking('emca:packed', 'emca_out:Acmepacking', format='acmeformat')]",
+        emca_out=refusing,
+    )
+    registry = site.registry()
+    for data_type in ("acme", "emca"):
+        found = registry.packing("acme:old", lambda p, name=data_type: p.refuses(name, None, None) is None)
+        assert found.name == f"{data_type}:packed"
+    with pytest.raises(ConflictError, match="acme:old is claimed by"):
+        registry.packing("acme:old")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from auto_round.errors import AutoRoundError, ModelError, PluginError
+from auto_round.export.packing import Packing
 from auto_round.inference.packed_linear import BACKENDS, PackedLinear
 from auto_round.model.experts import SplitExperts, split_experts
 from auto_round.model.structure import LinearInfo, find_structure
@@ -145,7 +146,7 @@ def _packed_linear(
     ).resolved()
     try:
         data_type = registry.data_type_for(scheme)
-        packing = _packing(str(described.get("packing_format", "")), registry)
+        packing = _packing(str(described.get("packing_format", "")), registry, data_type.name, scheme, info.shape)
         activation = registry.data_type_for(activation_scheme(scheme)) if scheme.quantizes_activations else None
     except AutoRoundError as error:
         raise PluginError(_what_to_install(info.name, config, error)) from error
@@ -156,10 +157,14 @@ def _packed_linear(
     return packed.to(linear.weight.device)
 
 
-def _packing(name: str, registry: Registry) -> Any:
+def _packing(
+    name: str, registry: Registry, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]
+) -> Packing:
     from auto_round.export.named import NamedCodes
 
-    return NamedCodes(registry) if name == NamedCodes.name else registry.packing(name)
+    if name == NamedCodes.name:
+        return NamedCodes(registry)
+    return registry.packing(name, lambda packing: packing.refuses(data_type, scheme, shape) is None)
 
 
 def _what_to_install(layer: str, config: Mapping[str, Any], error: AutoRoundError) -> str:

@@ -8,7 +8,7 @@ is asked for itself. A plugin that fails is one line of `report`, and an error w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from auto_round.data_type import DataType
@@ -130,8 +130,13 @@ class Registry:
                     return reader
         return None
 
-    def packing(self, name: str) -> Packing:
-        """The packing that files record under a name, or under one of its aliases; all are loaded to find an alias."""
+    def packing(self, name: str, takes: Callable[[Packing], bool] = lambda _packing: True) -> Packing:
+        """The packing that files record under a name, or under one of its aliases; all are loaded to find an alias.
+
+        Args:
+            takes: whether a packing can be meant, asked where several go by one alias: existing files call several
+                layouts by one name, and the data type of the layer tells which.
+        """
         catalogue = self._plugins.catalogue
         claim = catalogue.find("packing", name)
         if claim is None:
@@ -139,6 +144,8 @@ class Registry:
             claims = [(c, rest if c.plugin in owners else name) for c in catalogue.claims("packing")]
             loaded = dict(self._made(c for c, _ in claims))
             known = [c for c, alias in claims if c in loaded and _goes_by(loaded[c], {alias, name})]
+            if len(known) > 1:
+                known = [c for c in known if takes(loaded[c])]
             claim = catalogue.only("packing", name, known)
         if claim is None:
             raise explain(catalogue, "packing", name)
