@@ -37,7 +37,7 @@ from auto_round.run.progress import SilentProgress, default_progress
 from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.engine import needs_calibration, quantize_blocks
 from auto_round.tuning.options import TuningOptions
-from auto_round.tuning.result import BlockResult, LayerResult
+from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 
 if TYPE_CHECKING:
     from auto_round.export.format import OutputFormat
@@ -78,6 +78,7 @@ class AutoRound:
         nsamples, seqlen: how much of it; `seqlen` defaults to 2048 or what the model can take, if that is less.
         pack: join short texts to full samples instead of padding them.
         quant_lm_head: quantize the output layer too; a tied one gets a weight of its own.
+        static_kv_dtype: data type in which runtimes shall keep keys and values, with scales that are fixed here.
         disable_opt_rtn: do not search for better scales first; with `iters=0` that is plain rounding.
         device_map: where blocks are computed: "cpu", "cuda", "cuda:1", 1 or "auto" (a GPU if there is one).
         trust_remote_code: allow code that comes with the model to run.
@@ -104,6 +105,7 @@ class AutoRound:
         seqlen: int | None = None,
         pack: bool = False,
         quant_lm_head: bool = False,
+        static_kv_dtype: str | None = None,
         disable_opt_rtn: bool = False,
         device_map: str | int | torch.device | None = None,
         trust_remote_code: bool = False,
@@ -124,7 +126,7 @@ class AutoRound:
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded
         self.options = TuningOptions(**tuning)
         self.layer_config = layer_config or {}
-        self.quant_lm_head = quant_lm_head
+        self.quant_lm_head, self.static_kv_dtype = quant_lm_head, static_kv_dtype
         self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
         self.device = _device(device_map)
         self.trust_remote_code = trust_remote_code
@@ -136,6 +138,7 @@ class AutoRound:
         self._open: OpenModel | None = wrap_model(model, tokenizer) if isinstance(model, nn.Module) else None
         self._plan: Plan | None = None
         self._results: dict[str, LayerResult] = {}
+        self._caches: list[CacheResult] = []
 
     # What there is to see
 
@@ -202,6 +205,8 @@ class AutoRound:
                 exporter = output_format.start(wanted, self._opened(), stack.enter_context(staged_output(folder)))
                 for result in self._results.values():
                     exporter.add(result)
+                for cache in self._caches:
+                    exporter.add_cache(cache)
                 exporter.finish()
         return [str(folder) for folder in folders]
 
@@ -236,7 +241,7 @@ class AutoRound:
             check_output(folder, plan.output_bytes)
         tokens = self._calibration() if needs_calibration(plan, self.options) else None
         model = self._loaded()
-        self._plan, self._results = plan, {}
+        self._plan, self._results, self._caches = plan, {}, []
         blocks = []
         progress = default_progress() if self.verbose else SilentProgress()
         try:
@@ -251,7 +256,11 @@ class AutoRound:
                             exporter.add(result)
                         if not exporters:
                             self._results[result.layer.name] = result
-                    blocks.append(dataclasses.replace(block, layers=()))
+                    for cache in block.caches:
+                        for exporter in exporters:
+                            exporter.add_cache(cache)
+                    self._caches += block.caches
+                    blocks.append(dataclasses.replace(block, layers=(), caches=()))
                     if block.unseen:
                         _LOGGER.warning("note: %s", _told_unseen(block))
                     yield block
@@ -281,6 +290,7 @@ class AutoRound:
             layer_config=self.layer_config,
             quant_lm_head=self.quant_lm_head,
             formats=formats,
+            cache_data_type=self.static_kv_dtype,
         )
 
     def _formats(self, format: str | Sequence[str] | None) -> list[OutputFormat]:

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from auto_round.model.structure import LinearInfo
     from auto_round.plugins import Registry
 
-__all__ = ["KeptWeight", "LayerConfig", "LayerSpec", "Plan", "activation_scheme", "choose_scheme", "make_plan"]
+__all__ = [
+    "CachePlan",
+    "KeptWeight",
+    "LayerConfig",
+    "LayerSpec",
+    "Plan",
+    "activation_scheme",
+    "choose_scheme",
+    "make_plan",
+]
 
 LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
@@ -101,6 +110,19 @@ class KeptWeight:
 
 
 @dataclass(frozen=True)
+class CachePlan:
+    """How the keys and values that attention keeps are to be stored by who runs the model.
+
+    Attributes:
+        data_type: what fixes their scales, as it does those of activations.
+        scheme: its `act_*` fields say the rest: one scale for all keys of a layer, one for all values, both fixed.
+    """
+
+    data_type: DataType
+    scheme: QuantizationScheme
+
+
+@dataclass(frozen=True)
 class Plan:
     """What will be done to a model.
 
@@ -114,6 +136,7 @@ class Plan:
         model_bytes: bytes of all tensors of the model as stored.
         kept: embeddings, which stay as they are.
         notes: what the user should know and need not mend.
+        cache: how keys and values are to be kept, None for as they are.
     """
 
     model: str
@@ -125,6 +148,7 @@ class Plan:
     model_bytes: int
     kept: tuple[KeptWeight, ...] = ()
     notes: tuple[str, ...] = ()
+    cache: CachePlan | None = None
 
     @property
     def quantized(self) -> tuple[LayerSpec, ...]:
@@ -179,11 +203,13 @@ def make_plan(
     layer_config: LayerConfig | None = None,
     quant_lm_head: bool = False,
     formats: Sequence[OutputFormat] = (),
+    cache_data_type: str | None = None,
 ) -> Plan:
     """Decide for every linear layer what happens to it; the model need not be loaded.
 
     Args:
         quant_lm_head: quantize the output layer too, which is left alone unless `layer_config` names it.
+        cache_data_type: in what the keys and values that attention keeps are to be stored.
 
     Raises:
         PlanError: everything that stands against it: keys that match nothing, schemes a format cannot hold.
@@ -203,10 +229,14 @@ def make_plan(
         blocks=model.structure.blocks,
         model_bytes=model.model_bytes,
         kept=tuple(_kept(model, name, shape) for name, shape in model.structure.embeddings),
+        cache=None if cache_data_type is None else _plan_cache(cache_data_type, registry),
     )
     problems = [f"{_and_more(names)}: {reason}" for reason, names in refused.items()]
     for output_format in formats:
         problems += output_format.refuses_plan(plan)
+        refusal = None if plan.cache is None else output_format.refuses_cache(plan.cache)
+        if refusal:
+            problems.append(f"format {output_format.name} cannot hold scales of keys and values: {refusal}.")
     if problems:
         raise PlanError(problems)
     return dataclasses.replace(plan, notes=tuple(runtime_notes(plan.quantized, formats)))
@@ -249,6 +279,13 @@ def _plan_layer(
 def _kept(model: OpenModel, name: str, shape: tuple[int, int]) -> KeptWeight:
     nbytes = shape[0] * shape[1] * model.stored_dtype(name).itemsize
     return KeptWeight(name, shape, nbytes, "an embedding: rows are looked up, not multiplied")
+
+
+def _plan_cache(data_type: str, registry: Registry) -> CachePlan:
+    scheme = QuantizationScheme(
+        16, act_bits=8, act_group_size=0, act_sym=True, act_data_type=data_type, act_dynamic=False
+    )
+    return CachePlan(registry.data_type_for(activation_scheme(scheme.resolved())), scheme.resolved())
 
 
 def _place(model: OpenModel, info: LinearInfo) -> LayerPlace:

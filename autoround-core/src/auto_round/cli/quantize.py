@@ -29,6 +29,7 @@ __all__ = ["quantize"]
 @click.option("--disable-minmax-tuning", is_flag=True, help="Learn the rounding only, not the scales.")
 @click.option("--disable-quanted-input", is_flag=True, help="Feed every block the original model's activations.")
 @click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
+@click.option("--static-kv-dtype", help="Keep keys and values in this data type, e.g. 8-bit floats, scales fixed here.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Order of the samples.")
 @click.option("--device-map", help="Where to compute: cpu, cuda, cuda:1.  [default: a GPU if there is one]")
 @click.option(

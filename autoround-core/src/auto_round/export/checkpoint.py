@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from auto_round.model.opened import OpenModel
-    from auto_round.plan import Plan
-    from auto_round.tuning.result import LayerResult
+    from auto_round.plan import CachePlan, Plan
+    from auto_round.tuning.result import CacheResult, LayerResult
 
 __all__ = ["CheckpointExporter", "CheckpointFormat"]
 
@@ -35,6 +35,10 @@ class CheckpointFormat(OutputFormat):
     @abstractmethod
     def quantization_config(self, plan: Plan) -> dict[str, Any] | None:
         """The entry of config.json, or None for a checkpoint that is not quantized any more."""
+
+    def pack_cache(self, cache: CachePlan, frozen: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The scale of all keys, or all values, of an attention layer; called if `refuses_cache` had nothing to say."""
+        raise NotImplementedError
 
     def start(self, plan: Plan, model: OpenModel, directory: Path) -> Exporter:
         return CheckpointExporter(self, plan, model, directory)
@@ -63,6 +67,12 @@ class CheckpointExporter:
     def add(self, result: LayerResult) -> None:
         for name, tensor in self.tensors(result):
             self._shards.add(name, tensor)
+
+    def add_cache(self, result: CacheResult) -> None:
+        cache, dtype = self.plan.cache, self.plan.quantized[0].dtype
+        assert cache is not None
+        for name, frozen in (("k_scale", result.key), ("v_scale", result.value)):
+            self._shards.add(f"{result.module}.{name}", self._format.pack_cache(cache, frozen, dtype))
 
     def finish(self) -> None:
         for name, tensor in self.rest():

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from auto_round.model.opened import OpenModel
     from auto_round.model.reader import WeightReader
-    from auto_round.plan import LayerSpec, Plan
+    from auto_round.plan import CachePlan, LayerSpec, Plan
     from auto_round.plugins import Registry
-    from auto_round.tuning.result import LayerResult
+    from auto_round.tuning.result import CacheResult, LayerResult
 
 __all__ = ["Exporter", "OutputFormat"]
 
@@ -25,6 +25,9 @@ class Exporter(Protocol):
 
     def add(self, result: LayerResult) -> None:
         """Take a finished layer; it may be written at once and need not be kept."""
+
+    def add_cache(self, result: CacheResult) -> None:
+        """Take the scales of an attention layer's keys and values; called if `refuses_cache` had nothing to say."""
 
     def finish(self) -> None:
         """Write everything else. The directory is complete when this returns."""
@@ -62,6 +65,10 @@ class OutputFormat(ABC):
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         """The dtype in which this format stores the layer's scales; None where the data type alone decides."""
         return None
+
+    def refuses_cache(self, cache: CachePlan) -> str | None:
+        """Why this format cannot tell how keys and values are to be kept, or None; asked before any work."""
+        return "it has no place for them"
 
     def reader(self, quantization_config: Mapping[str, Any]) -> WeightReader | None:
         """What makes a plain model of a checkpoint in this format, so that it can be quantized anew; None if nothing.

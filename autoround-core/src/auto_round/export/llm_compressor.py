@@ -56,13 +56,15 @@ class LLMCompressorFormat(ContainerFormat):
             }
             for index, (described, names) in enumerate(groups.values())
         }
+        caching = None if plan.cache is None else self.cache_packing(plan.cache)
+        cache = caching and plan.cache and dict(caching.describe_cache(plan.cache.data_type.name, plan.cache.scheme))
         return {
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
             "format": formats.pop() if len(formats) == 1 else MIXED,
             "config_groups": config_groups,
             "ignore": [layer.name for layer in plan.layers if not layer.quantized],
-            "kv_cache_scheme": None,
+            "kv_cache_scheme": cache,
             "provider": "auto-round",
             "autoround_version": __version__,
         }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from auto_round.export.packing import Packing
-    from auto_round.plan import LayerSpec
+    from auto_round.plan import CachePlan, LayerSpec
     from auto_round.tuning.result import LayerResult
 
 __all__ = ["ContainerFormat"]
@@ -61,6 +61,21 @@ class ContainerFormat(CheckpointFormat):
 
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         return self.packing(layer).scale_dtype(layer.dtype)
+
+    def cache_packing(self, cache: CachePlan) -> Packing | None:
+        """The packing that knows how scales of keys and values are written, None if none does."""
+        name, scheme = cache.data_type.name, cache.scheme
+        return next((p for p in self.candidates() if p.describe_cache(name, scheme)), None)
+
+    def refuses_cache(self, cache: CachePlan) -> str | None:
+        if self.cache_packing(cache) is None:
+            return f"no installed plugin writes them for data type {cache.data_type.name}"
+        return None
+
+    def pack_cache(self, cache: CachePlan, frozen: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        packing = self.cache_packing(cache)
+        assert packing is not None
+        return packing.pack_cache(frozen, dtype)
 
     def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
         assert result.codes is not None

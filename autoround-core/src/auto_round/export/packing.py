@@ -52,6 +52,24 @@ class Packing(ABC):
         """
         return {}
 
+    def describe_cache(self, data_type: str, scheme: QuantizationScheme) -> Mapping[str, Any]:
+        """What the container's config says of keys and values kept in this data type; {} if this packing has no say.
+
+        Args:
+            data_type: what fixes their scales.
+            scheme: its `act_*` fields are the ones that matter.
+        """
+        return {}
+
+    def pack_cache(self, frozen: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """The scale of all keys, or of all values, as the container stores it.
+
+        Args:
+            frozen: what the data type's `freeze` returned.
+            dtype: of the model.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
         """What `pack` returns, described: tensor name (below the layer's own) to shape and dtype."""

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from auto_round.calibration.cache import CacheObserver
 from auto_round.calibration.inputs import BlockCall, BlockInputs, capture_block_inputs
 from auto_round.calibration.observer import InputObserver
 
@@ -65,11 +66,14 @@ class Runner:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._calls[len(hidden)].run(self._block, hidden.to(self._device, self._dtype))
 
-    def over(self, chains: Chains, inputs: torch.Tensor, observer: InputObserver | None = None) -> torch.Tensor:
+    def over(
+        self, chains: Chains, inputs: torch.Tensor, observers: Sequence[InputObserver | CacheObserver] = ()
+    ) -> torch.Tensor:
         """Every sample through the block; the result stays where the inputs are."""
         output = torch.empty_like(inputs)
         for part in chains.batches():
-            if observer is not None and chains.mask is not None:
-                observer.mask = chains.mask[part].to(self._device)
+            if chains.mask is not None:
+                for observer in observers:
+                    observer.mask = chains.mask[part].to(self._device)
             output[part] = self(inputs[part]).to(output.dtype)
         return output

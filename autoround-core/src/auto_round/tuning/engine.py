@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from auto_round.calibration.cache import CacheObserver, find_caches
 from auto_round.calibration.inputs import run_after_blocks
 from auto_round.calibration.observer import InputObserver
 from auto_round.data_type.activation import ActivationQuantizer
 from auto_round.errors import CalibrationError
-from auto_round.plan import LayerSpec, Plan
+from auto_round.plan import CachePlan, LayerSpec, Plan
 from auto_round.tuning.chains import Chains, Runner
 from auto_round.tuning.layer import TunableLinear
-from auto_round.tuning.result import BlockResult, LayerResult
+from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 from auto_round.tuning.signround import Samples, tune_block
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Progress(Protocol):
 
 def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
     """Whether data must flow through the model at all."""
+    if plan.cache is not None:
+        return True
     return options.iters > 0 or any(_wants_importance(s, options) or s.static_activations for s in plan.quantized)
 
 
@@ -81,7 +84,7 @@ def quantize_blocks(
         if chains is None:
             result = _round_layers(model, name, layers, options, device)
         else:
-            result = _tune_layers(model, name, index, layers, options, chains, device, progress)
+            result = _tune_layers(model, name, index, layers, options, chains, device, progress, plan.cache)
         progress.block(result)
         yield result
     if outside:
@@ -117,6 +120,7 @@ def _tune_layers(
     chains: Chains,
     device: torch.device,
     progress: Progress,
+    cache: CachePlan | None,
 ) -> BlockResult:
     """Quantize the layers of one block so that the block answers as before."""
     start = time.monotonic()
@@ -127,8 +131,9 @@ def _tune_layers(
     inner = {layer.name: layer.name.removeprefix(name + ".") for layer in layers}
     linears = {layer.name: block.get_submodule(inner[layer.name]) for layer in layers}
     observer = _observer(linears, layers, options)
-    with observer.watching():
-        targets = runner.over(chains, chains.reference, observer)
+    kept = CacheObserver(find_caches(block) if cache is not None else {})
+    with observer.watching(), kept.watching():
+        targets = runner.over(chains, chains.reference, (observer, kept))
 
     originals = {s.name: stored.get_submodule(inner[s.name]) for s in layers}
     tunables = {s.name: TunableLinear(originals[s.name], s, dtype, device) for s in layers}
@@ -152,11 +157,21 @@ def _tune_layers(
     if options.iters and options.enable_quanted_input and index + 1 < len(model.structure.blocks):
         chains.quantized = runner.over(chains, chains.quantized)
     chains.reference = targets
-    result = BlockResult(name, tuple(finished), unseen=tuple(n for n in linears if n not in observer.seen))
+    caches = () if cache is None else _caches(cache, name, kept)
+    result = BlockResult(
+        name, tuple(finished), caches=caches, unseen=tuple(n for n in linears if n not in observer.seen)
+    )
     if outcome is not None:
         before, after, step = outcome.loss_before, outcome.loss_after, outcome.kept_step
         result = dataclasses.replace(result, loss_before=before, loss_after=after, kept_step=step)
     return dataclasses.replace(result, seconds=time.monotonic() - start)
+
+
+def _caches(cache: CachePlan, block: str, observer: CacheObserver) -> tuple[CacheResult, ...]:
+    """Scales for what the attention layers of a block keep."""
+    frozen = {key: cache.data_type.freeze(*ends, cache.scheme) for key, ends in observer.ranges.items()}
+    names = dict.fromkeys(name for name, _ in frozen)
+    return tuple(CacheResult(f"{block}.{name}", frozen[name, "k"], frozen[name, "v"]) for name in names)
 
 
 def _observe_outside(

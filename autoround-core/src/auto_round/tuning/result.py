@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from auto_round.data_type import Codes
     from auto_round.plan import LayerSpec
 
-__all__ = ["BlockResult", "LayerResult"]
+__all__ = ["BlockResult", "CacheResult", "LayerResult"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,20 @@ class LayerResult:
 
 
 @dataclass(frozen=True)
+class CacheResult:
+    """What was found of the keys and values of one attention layer.
+
+    Attributes:
+        module: its name.
+        key, value: what the data type's `freeze` returned for them.
+    """
+
+    module: str
+    key: Mapping[str, torch.Tensor]
+    value: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class BlockResult:
     """A finished block.
 
@@ -42,6 +57,7 @@ class BlockResult:
         kept_step: the step whose parameters were kept, None where nothing was tuned.
         unseen: names of layers that no token of the calibration reached, experts most likely: they have the data type's
             best start without importance, and share the range of their likes where activations are static.
+        caches: scales of keys and values, where the plan asks for them.
         seconds: how long it took.
     """
 
@@ -51,4 +67,5 @@ class BlockResult:
     loss_after: float | None = None
     kept_step: int | None = None
     unseen: tuple[str, ...] = ()
+    caches: tuple[CacheResult, ...] = ()
     seconds: float = 0.0
