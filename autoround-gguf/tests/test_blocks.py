@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies
 from auto_round.errors import SchemeError
 from auto_round_gguf import block
 from auto_round_gguf.layouts import codes_of, pack_blocks, unpack_blocks
-from auto_round_gguf.mixtures import plain_scheme
+from auto_round_gguf.schemes import plain_scheme
 from auto_round_gguf.types import BLOCK_TYPES, SUPER_BLOCK
 
 KINDS = list(BLOCK_TYPES.values())

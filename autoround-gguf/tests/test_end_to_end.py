@@ -39,7 +39,12 @@ def as_in_file(model, path):
     return tensors
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+QUICK = ("Q4_0", "Q8_0", "Q2_K_S", "Q3_K_M", "Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PRESETS]
+)
 @torch.no_grad()
 def test_every_preset_runs_in_llama_cpp(tmp_path, calibration, ids, llama_cpp, preset):
     job = AutoRound(MODEL, scheme=f"GGUF:{preset}", dataset=calibration, iters=0, nsamples=8, seqlen=64, verbose=False)

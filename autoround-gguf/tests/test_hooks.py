@@ -9,6 +9,7 @@ from auto_round.data_type import DataType
 from auto_round.export.format import OutputFormat
 from auto_round.names import normalise
 from auto_round.plugins import Registry
+from auto_round_gguf.schemes import plain_scheme
 from auto_round_gguf.types import BLOCK_TYPES
 
 
@@ -57,12 +58,12 @@ def test_names_of_recipes_made_elsewhere():
         found = registry.data_type(name)
         for kind in map(BLOCK_TYPES.get, meant):
             assert found.block_type(kind.bits) is kind
-        scheme = auto_round_gguf.schemes()["GGUF:Q8_0"].replace(data_type=name)
+        scheme = plain_scheme(BLOCK_TYPES["q8_0"]).replace(data_type=name)
         assert "bits, not 8" in found.supports(scheme, (64, 512))
 
 
 def test_a_type_has_no_other_bits_or_groups():
-    scheme = auto_round_gguf.schemes()["GGUF:Q4_K_S"]
+    scheme = plain_scheme(BLOCK_TYPES["q4_k"])
     data_type = Registry().data_type_for(scheme)
     assert "not 3" in data_type.supports(scheme.replace(bits=3), (64, 512))
     assert "group_size=32, not 64" in data_type.supports(scheme.replace(group_size=64), (64, 512))

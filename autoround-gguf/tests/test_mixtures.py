@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from auto_round.errors import SchemeError
 from auto_round.schemes import LayerPlace, QuantizationScheme
-from auto_round_gguf.mixtures import PRESETS, GGUFScheme, Shape, fitting, plain_scheme, tensor_type
+from auto_round_gguf.mixtures import PRESETS, Shape, fitting, tensor_type
+from auto_round_gguf.schemes import GGUFScheme, plain_scheme
 from auto_round_gguf.types import BLOCK_TYPES
 
 MODELS = json.loads((Path(__file__).parent / "golden/llama_cpp_presets.json").read_text())["models"]
@@ -45,8 +47,7 @@ def test_a_scheme_is_its_mixture():
     for name, wanted in at.items():
         block = None if name == "lm_head" else int(name.split(".")[2])
         found = scheme.for_layer(place(name, block))
-        assert type(found) is QuantizationScheme
-        assert found == plain_scheme(BLOCK_TYPES[wanted]), name
+        assert found.to_dict() == plain_scheme(BLOCK_TYPES[wanted]).to_dict(), name
 
 
 def test_rows_that_do_not_fit_get_another_type():
@@ -54,6 +55,44 @@ def test_rows_that_do_not_fit_get_another_type():
     found = scheme.for_layer(place("model.layers.0.mlp.up_proj", 0, inputs=288))
     assert found.data_type == "gguf_q8_0"
     assert scheme.for_layer(place("model.layers.0.mlp.up_proj", 0, inputs=520)).data_type == "gguf_q6_k"  # and no room
+
+
+@pytest.mark.parametrize(
+    ("preset", "inputs", "change", "wanted"),
+    [
+        ("Q4_K_M", 512, {"bits": 6}, "q6_k"),
+        ("Q4_K_M", 512, {"bits": 8}, "q8_0"),
+        ("Q4_K_M", 288, {"bits": 3}, "q4_0"),  # what stands in for q3_k
+        ("Q8_0", 512, {"bits": 5}, "q5_0"),
+        ("Q8_0", 512, {"bits": 2}, "q2_k"),
+        ("Q2_K_S", 512, {"data_type": "gguf_q5_1"}, "q5_1"),
+        ("Q4_0", 512, {"data_type": "gguf_q6_k"}, "q6_k"),
+    ],
+)
+def test_bits_or_a_data_type_alone_name_a_block_type(preset, inputs, change, wanted):
+    scheme = GGUFScheme.of(PRESETS[preset]).for_layer(place("model.layers.3.mlp.up_proj", 3, inputs=inputs))
+    assert scheme.replace(**change).to_dict() == plain_scheme(BLOCK_TYPES[wanted]).to_dict()
+
+
+def test_what_no_block_type_has_is_said():
+    scheme = GGUFScheme.of(PRESETS["Q4_K_M"])
+    layer = scheme.for_layer(place("model.layers.3.mlp.up_proj", 3))
+    assert not layer.replace(bits=16).quantizes_weights
+    with pytest.raises(SchemeError, match="no block type of 7 bits"):
+        layer.replace(bits=7)
+    for change in ({"bits": 3}, {"group_size": 64}, {"act_bits": 8}):
+        with pytest.raises(SchemeError, match="GGUF:Q4_K_M is a mixture"):
+            scheme.replace(**change)
+
+
+def test_one_expert_has_the_type_of_all():
+    config = {"model_type": "qwen3_moe", "num_experts": 64}
+    scheme = GGUFScheme.of(PRESETS["Q2_K_MIXED"])
+    found = {
+        part: scheme.for_layer(place(f"model.layers.3.{part}_proj", 3, config)).data_type
+        for part in ("mlp.experts.17.down", "mlp.experts.17.gate", "self_attn.q")
+    }
+    assert list(found.values()) == ["gguf_q2_k", "gguf_q2_k", "gguf_q4_k"]
 
 
 def test_a_model_nobody_knows_gets_the_base_type():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from auto_round_gguf import block, search
-from auto_round_gguf.mixtures import plain_scheme
+from auto_round_gguf.schemes import plain_scheme
 from auto_round_gguf.types import BLOCK_TYPES
 
 every_kind = pytest.mark.parametrize("kind", list(BLOCK_TYPES.values()), ids=lambda k: k.name)
@@ -93,6 +93,7 @@ def test_a_searched_grid_can_be_tuned(kind):
     }
     for parameter in parameters.values():
         parameter.requires_grad_()
+    assert (set(parameters) == {"v"}) == (kind.super_bits is not None)  # one scale moves all of a super-block
     tuned = searched(weight, kind, None, **parameters)
     assert torch.equal(tuned.detach(), searched(weight, kind, None))
     (tuned - weight).square().sum().backward()

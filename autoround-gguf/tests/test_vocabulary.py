@@ -4,10 +4,12 @@
 import logging
 
 import pytest
+import torch
 from gguf import TokenType
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from auto_round import AutoRound
 from auto_round.errors import PlanError
 from auto_round_gguf.vocabulary import PATTERNS, read_vocabulary
 
@@ -83,3 +85,42 @@ def test_what_cannot_be_written_is_refused(byte_level):
     with pytest.raises(PlanError, match="has none"):
         read_vocabulary(object(), 10)
     assert read_vocabulary(None, 10).model == "none"
+
+
+TEXTS = [
+    "the other theatre, the THE  the",
+    "it's 1234567 o'clock\n\n  and 3.14159!",
+    "def f(x):\n\treturn [x**2]  # naïve … 東京 🙂\n   ",
+    "a ab  ba abab b a",
+]
+
+
+@pytest.fixture
+def split_by_llama_cpp(tmp_path, llama_cpp):
+    def tokens(tokenizer, texts):
+        config = LlamaConfig(
+            vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        job = AutoRound(
+            model, tokenizer, scheme="GGUF:Q8_0", dataset=torch.zeros(4, 8, dtype=torch.long), iters=0, verbose=False
+        )
+        job.quantize_and_save(tmp_path / "out", format="gguf")
+        llama = llama_cpp(next((tmp_path / "out").iterdir()))
+        return [llama.tokens(text) for text in texts]
+
+    return tokens
+
+
+@pytest.mark.parametrize("which", ["gpt-2", "llama-bpe", "qwen2", "smollm", "pieces", "pieces, no space"])
+def test_llama_cpp_splits_text_as_the_tokenizer_does(split_by_llama_cpp, byte_level, which):
+    tokenizer = {
+        "gpt-2": byte_level,
+        "llama-bpe": lambda: byte_level(LLAMA3),
+        "qwen2": lambda: byte_level(QWEN2),
+        "smollm": lambda: byte_level(extra=[pre_tokenizers.Digits(individual_digits=True)]),
+        "pieces": lambda: pieces(prefix=True),
+        "pieces, no space": lambda: pieces(prefix=False),
+    }[which]()
+    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert split_by_llama_cpp(tokenizer, TEXTS) == wanted

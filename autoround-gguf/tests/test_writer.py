@@ -7,8 +7,8 @@ import torch
 import transformers as tf
 
 from auto_round import AutoRound
-from auto_round.errors import PlanError
-from auto_round.plugins import default_registry
+from auto_round.errors import PlanError, UnknownOptionError
+from auto_round_gguf.settings import shard_bytes
 
 VOCABULARY = 264
 SIZES = {
@@ -128,6 +128,117 @@ def test_llama_cpp_computes_the_same(tmp_path, write, llama_cpp, name):
     assert distance < (0.15 if name in TIED or name == "qwen3 moe" else 0.03), distance
 
 
+class Expert(torch.nn.Module):
+    def __init__(self, gate_up, down):
+        super().__init__()
+        gate, up = gate_up.chunk(2)
+        for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
+            linear = torch.nn.Linear(*weight.T.shape, bias=False)
+            linear.weight.data = weight.clone()
+            self.add_module(name, linear)
+
+    def forward(self, x):
+        return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(torch.nn.ModuleList):
+    """The experts of a block as linear layers of their own, each fed with the tokens that are sent to it."""
+
+    def forward(self, hidden, index, weights):
+        out = torch.zeros_like(hidden)
+        for number, expert in enumerate(self):
+            token, place = torch.where(index == number)
+            if len(token):
+                out.index_add_(0, token, expert(hidden[token]) * weights[token, place, None])
+        return out
+
+
+@pytest.fixture
+def of_single_experts():
+    model = make(MODELS["qwen3 moe"]())
+    for layer in model.model.layers:
+        fused = layer.mlp.experts
+        layer.mlp.experts = Experts(map(Expert, fused.gate_up_proj.data, fused.down_proj.data))
+    return model
+
+
+@torch.no_grad()
+def test_experts_that_are_layers_become_one_tensor(tmp_path, write, llama_cpp, of_single_experts):
+    path = write(of_single_experts, tmp_path / "out")
+    tensors = stored(path)
+    experts = [layer.mlp.experts for layer in of_single_experts.model.layers]
+    for role in ("gate", "up", "down"):
+        found = tensors[f"blk.1.ffn_{role}_exps.weight"]
+        assert found.tensor_type.name == "Q8_0"
+        decoded = torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type))
+        for number, expert in enumerate(experts[1]):
+            assert torch.equal(decoded[number], expert.get_submodule(f"{role}_proj").weight), (role, number)
+    of_single_experts.model.embed_tokens.weight.copy_(
+        torch.from_numpy(gguf.quants.dequantize(tensors["token_embd.weight"].data, gguf.GGMLQuantizationType.Q8_0))
+    )
+    of_single_experts.lm_head.weight.copy_(
+        torch.from_numpy(gguf.quants.dequantize(tensors["output.weight"].data, gguf.GGMLQuantizationType.Q8_0))
+    )
+    ids = torch.randint(4, 250, (100,), generator=torch.Generator().manual_seed(5))
+    wanted = of_single_experts(ids[None]).logits[0, -1].log_softmax(-1)
+    got = llama_cpp(path).log_probabilities(ids.tolist(), VOCABULARY)
+    # Every matrix is fed with 8-bit activations there; a wrong order of experts is as far off as another model.
+    assert (got - wanted).abs().max() / wanted.std() < 0.3
+
+
+@torch.no_grad()
+def test_experts_that_a_model_keeps_fused_become_the_same_tensor(tmp_path, tokens, tokenizer, of_single_experts, write):
+    """In memory as one parameter, in files one by one: both are the tensors that single layers gave."""
+    fused = make(MODELS["qwen3 moe"]())
+    fused.save_pretrained(tmp_path / "model")
+    files = [write(of_single_experts, tmp_path / "single")]
+    for number, model in enumerate((str(tmp_path / "model"), fused)):
+        job = AutoRound(model, tokenizer, scheme="GGUF:Q8_0", dataset=tokens, nsamples=4, iters=0, verbose=False)
+        job.quantize_and_save(tmp_path / str(number), format="gguf")
+        files += (tmp_path / str(number)).iterdir()
+    tensors = [stored(path) for path in files]
+    for found in tensors[1:]:
+        assert set(found) == set(tensors[0])
+        for name, tensor in found.items():
+            assert tensor.tensor_type == tensors[0][name].tensor_type, name
+            assert (tensor.data == tensors[0][name].data).all(), name
+
+
+def test_experts_of_a_block_have_one_type(tokens, of_single_experts):
+    job = AutoRound(
+        of_single_experts,
+        scheme="GGUF:Q8_0",
+        dataset=tokens,
+        layer_config={"re:.*layers.1.*experts.2.up_proj": {"bits": 4}},
+        verbose=False,
+    )
+    with pytest.raises(PlanError, match=r"layers.1.mlp.experts.up_proj are one tensor .* gguf_q4_0 and gguf_q8_0"):
+        job.plan("gguf")
+
+
+@torch.no_grad()
+def test_an_output_that_is_asked_for_is_tuned_like_a_layer(tmp_path, write):
+    """Another type for it, and none at all; untied from the embedding where it was tied."""
+    tied = tf.LlamaConfig(**GROUPED, tie_word_embeddings=True)
+    for config, change, wanted in (
+        (MODELS["llama"](), {"bits": 5}, "Q5_0"),
+        (MODELS["llama"](), {"bits": 16}, "F32"),
+        (tied, {"bits": 5}, "Q5_0"),
+    ):
+        where = tmp_path / f"{config.tie_word_embeddings}{wanted}"
+        tensors = stored(write(make(config), where, layer_config={"lm_head": change}))
+        assert tensors["output.weight"].tensor_type.name == wanted
+        assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+
+
+def test_an_output_llama_cpp_has_no_place_for_is_refused_when_planned(tokens):
+    job = AutoRound(
+        make(MODELS["gemma 2"]()), scheme="GGUF:Q8_0", dataset=tokens, layer_config={"lm_head": {"bits": 5}}
+    )
+    with pytest.raises(PlanError, match="no place for layer lm_head in a model of architecture gemma2"):
+        job.plan("gguf")
+
+
 def test_an_architecture_that_is_not_covered_is_refused_when_planned(tokens):
     model = tf.AutoModelForCausalLM.from_config(tf.OPTConfig(
         vocab_size=VOCABULARY, hidden_size=64, ffn_dim=96, num_hidden_layers=1, num_attention_heads=4,
@@ -180,6 +291,9 @@ def test_what_a_file_says(tmp_path, write):
     assert fields["general.file_type"] == 2
     assert fields["general.quantization_version"] == 2
     assert fields["auto_round.scheme"] == "GGUF:Q4_0"
+    assert fields["general.type"] == "model"
+    assert fields["general.name"] == "LlamaForCausalLM"
+    assert fields["general.size_label"].endswith("K")
     assert fields["general.quantized_by"].startswith("autoround-gguf ")
     assert len(fields["tokenizer.ggml.tokens"]) == fields["llama.vocab_size"] == VOCABULARY
     tensors = stored(path)
@@ -188,17 +302,32 @@ def test_what_a_file_says(tmp_path, write):
     assert tensors["output.weight"].tensor_type.name == "Q8_0"  # rows of 128 are no whole super-blocks of q6_k
 
 
-def test_files_can_be_cut(tmp_path, tokens, tokenizer):
-    output_format = default_registry().output_format("gguf")
-    output_format.shard_bytes = 100_000
-    try:
-        model = make(MODELS["llama"]())
-        job = AutoRound(model, tokenizer, scheme="GGUF:Q8_0", dataset=tokens, nsamples=4, iters=0, verbose=False)
-        job.quantize_and_save(tmp_path / "out", format="gguf")
-    finally:
-        output_format.shard_bytes = 0
+@torch.no_grad()
+def test_files_can_be_cut(tmp_path, tokens, tokenizer, monkeypatch, llama_cpp):
+    monkeypatch.setenv("AUTO_ROUND_GGUF_SHARD_SIZE", "100K")
+    model = make(MODELS["llama"]())
+    job = AutoRound(model, tokenizer, scheme="GGUF:Q8_0", dataset=tokens, nsamples=4, iters=0, verbose=False)
+    job.quantize_and_save(tmp_path / "out", format="gguf")
     paths = sorted((tmp_path / "out").glob("*.gguf"))
     assert len(paths) > 2
     assert paths[0].name == f"LlamaForCausalLM-Q8_0-00001-of-{len(paths):05}.gguf"
     names = [name for path in paths for name in stored(path)]
     assert len(names) == len(set(names)) == 2 * 9 + 3
+    monkeypatch.delenv("AUTO_ROUND_GGUF_SHARD_SIZE")
+    whole = AutoRound(
+        make(MODELS["llama"]()), tokenizer, scheme="GGUF:Q8_0", dataset=tokens, nsamples=4, iters=0, verbose=False
+    )
+    whole.quantize_and_save(tmp_path / "whole", format="gguf")
+    ids = tokens[0].tolist()
+    answers = [
+        llama_cpp(path).log_probabilities(ids, VOCABULARY) for path in (paths[0], *(tmp_path / "whole").iterdir())
+    ]
+    assert torch.equal(*answers)
+
+
+def test_a_size_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("AUTO_ROUND_GGUF_SHARD_SIZE", "2.5 G")
+    with pytest.raises(UnknownOptionError, match="is no size"):
+        shard_bytes()
+    monkeypatch.setenv("AUTO_ROUND_GGUF_SHARD_SIZE", "500M")
+    assert shard_bytes() == 500_000_000

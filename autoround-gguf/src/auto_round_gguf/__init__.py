@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from auto_round.hookspecs import LazyDataType, LazyFormat, hookimpl
 from auto_round.schemes import QuantizationScheme
-from auto_round_gguf.mixtures import PRESETS, GGUFScheme
+from auto_round_gguf.mixtures import PRESETS
+from auto_round_gguf.schemes import GGUFScheme
 from auto_round_gguf.types import BLOCK_TYPES, prefixed
 
 __all__: list[str] = []

@@ -12,11 +12,13 @@ from auto_round.data_type import Bounds, Codes, DataType, Runtime
 from auto_round.errors import SchemeError
 from auto_round_gguf.fused import chunks, dequantize, quantize, quantize_dequantize
 from auto_round_gguf.grids import Factor, Grid, Searched, make_grid
+from auto_round_gguf.schemes import LayerScheme
 from auto_round_gguf.search import find_grid
 from auto_round_gguf.types import BLOCK_TYPES, BlockType, by_bits, prefixed
 
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
+    from auto_round_gguf.importance import LayerImportance
 
 __all__ = ["BlockDataType", "RecordedName", "grid_of", "grouped", "stored_tensors"]
 
@@ -45,9 +47,11 @@ class BlockDataType(DataType):
         ends = "around zero" if kind.signed else "over the range of each group"
         scales = "with float16 scales" if kind.super_bits is None else f"with {kind.super_bits}-bit scales"
         self.summary = f"{kind.name.upper()}: {kind.bits} bits {ends}, groups of {kind.group} {scales}"
-        # A searched scale cuts off what lies beyond; it may have to grow again, too.
+        # A searched scale cuts off what lies beyond; it may have to grow again, too. Those of a super-block stay: a
+        # step of its largest moves all others too, which measured far worse than learning the rounding alone.
         factors = ("max_scale",) if kind.signed else ("min_scale", "max_scale")
-        self.tuned_after_search: Mapping[str, Bounds] = {"v": None, **dict.fromkeys(factors, (0.0, 2.0))}
+        learnt = dict.fromkeys(() if kind.super_bits else factors, (0.0, 2.0))
+        self.tuned_after_search: Mapping[str, Bounds] = {"v": None, **learnt}
 
     def block_type(self, bits: int) -> BlockType:
         """The block type meant."""
@@ -88,8 +92,9 @@ class BlockDataType(DataType):
         return kind.differs(scheme)
 
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
-        """The importance of input channels; at eight bits searching gains too little to observe it for."""
-        return frozenset() if scheme.bits == 8 else frozenset({"imatrix"})
+        """The importance of inputs, unless a file has it; at eight bits searching gains too little to look for it."""
+        known = _importance(scheme)
+        return frozenset() if scheme.bits == 8 or (known and known.given is not None) else frozenset({"imatrix"})
 
     def search(
         self,
@@ -103,6 +108,9 @@ class BlockDataType(DataType):
         """The grid of each group that fits it best, as `init_scale` and, of super-blocks, `global_scale`."""
         kind = self.block_type(scheme.bits)
         grouped(weight, kind)
+        known = _importance(scheme)
+        if known is not None:
+            imatrix = known.settle(imatrix, weight.device)
         found = find_grid(weight, kind, imatrix)
         if found.supers is None:
             return {"init_scale": found.groups}
@@ -208,6 +216,10 @@ def grid_of(
     """The grid that offers describe."""
     searched = None if init_scale is None else Searched(init_scale, global_scale)
     return make_grid(groups, kind, min_scale, max_scale, searched)
+
+
+def _importance(scheme: QuantizationScheme) -> LayerImportance | None:
+    return scheme.importance if isinstance(scheme, LayerScheme) else None
 
 
 def _offset(v: torch.Tensor | float, groups: torch.Tensor) -> torch.Tensor | None:

@@ -14,7 +14,10 @@ from auto_round.export.format import Exporter, OutputFormat
 from auto_round_gguf.architectures import ARCHITECTURES
 from auto_round_gguf.block import BlockDataType
 from auto_round_gguf.metadata import refusals
-from auto_round_gguf.mixtures import PRESETS, GGUFScheme, Preset, file_type
+from auto_round_gguf.mixtures import PRESETS, Preset, file_type
+from auto_round_gguf.names import map_name, split_expert
+from auto_round_gguf.schemes import GGUFScheme
+from auto_round_gguf.settings import shard_bytes
 from auto_round_gguf.writer import GGUFExporter
 
 if TYPE_CHECKING:
@@ -25,17 +28,10 @@ __all__ = ["GGUFFormat", "PresetFormat"]
 
 
 class GGUFFormat(OutputFormat):
-    """GGUF for whatever block types a plan has.
-
-    Attributes:
-        shard_bytes: files are cut where they would grow beyond this; 0 writes one.
-    """
+    """GGUF for whatever block types a plan has."""
 
     name = "gguf"
     summary = "one file for llama.cpp and what is built on it"
-
-    def __init__(self) -> None:
-        self.shard_bytes = 0
 
     def refuses(self, layer: LayerSpec) -> str | None:
         if isinstance(layer.data_type, BlockDataType):
@@ -43,10 +39,10 @@ class GGUFFormat(OutputFormat):
         return "it stores the block types of llama.cpp; name a scheme of theirs, such as GGUF:Q4_K_M"
 
     def refuses_plan(self, plan: Plan) -> list[str]:
-        known = {architecture.model_class for architecture in ARCHITECTURES.values()}
-        if plan.architecture in known:
-            return []
-        return [f"format {self.name} cannot write {plan.architecture}; it can write {', '.join(sorted(known))}."]
+        known = {architecture.model_class: architecture.name for architecture in ARCHITECTURES.values()}
+        if plan.architecture not in known:
+            return [f"format {self.name} cannot write {plan.architecture}; it can write {', '.join(sorted(known))}."]
+        return [*_homeless(plan, known[plan.architecture]), *_experts_apart(plan)]
 
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         return torch.float16
@@ -64,16 +60,14 @@ class GGUFFormat(OutputFormat):
             raise PlanError([f"llama.cpp cannot run {plan.model}: {problem}." for problem in problems])
         preset = preset_of(plan)
         stem = Path(plan.model).name or plan.architecture
-        return GGUFExporter(
-            plan, model, architecture, preset, directory / f"{stem}-{preset.name}.gguf", self.shard_bytes
-        )
+        path = directory / f"{stem}-{preset.name}.gguf"
+        return GGUFExporter(plan, model, architecture, preset, path, shard_bytes())
 
 
 class PresetFormat(GGUFFormat):
     """GGUF of one preset, for the name that says both."""
 
     def __init__(self, preset: Preset) -> None:
-        super().__init__()
         self.name = f"gguf:{preset.name.lower()}"
         self.scheme = f"GGUF:{preset.name}"
         self.summary = f"GGUF, scheme {self.scheme}"
@@ -86,6 +80,29 @@ class PresetFormat(GGUFFormat):
                 f"format {self.name} holds scheme {self.scheme}, not {plan.scheme_name}; name both or neither."
             )
         return problems
+
+
+def _homeless(plan: Plan, architecture: str) -> list[str]:
+    """Layers without a place in a file: an output of its own where llama.cpp knows only tied ones."""
+    return [
+        f"llama.cpp has no place for layer {layer.name} in a model of architecture {architecture}."
+        for layer in plan.quantized
+        if map_name(architecture, split_expert(layer.name)[0], len(plan.blocks)) is None
+    ]
+
+
+def _experts_apart(plan: Plan) -> list[str]:
+    """A file holds the experts of a block as one tensor, which has one type."""
+    types: dict[str, set[str]] = {}
+    for layer in plan.layers:
+        whole, expert = split_expert(layer.name)
+        if expert is not None:
+            types.setdefault(whole, set()).add(layer.data_type.name if layer.data_type else "none")
+    return [
+        f"the experts of {name} are one tensor in a file, which cannot be of the types {' and '.join(sorted(found))}."
+        for name, found in types.items()
+        if len(found) > 1
+    ]
 
 
 def preset_of(plan: Plan) -> Preset:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from auto_round.schemes import LayerPlace, QuantizationScheme
-from auto_round_gguf.types import BLOCK_TYPES, BlockType, prefixed
+from auto_round_gguf.types import BLOCK_TYPES, BlockType
 
-__all__ = ["PRESETS", "GGUFScheme", "Preset", "Shape", "file_type", "fitting", "tensor_type"]
+__all__ = ["PRESETS", "Preset", "Shape", "file_type", "fitting", "tensor_type"]
 
 
 @dataclass(frozen=True)
@@ -241,41 +240,6 @@ def fitting(kind: BlockType, in_features: int) -> BlockType | None:
         return kind
     other = STANDING_IN.get(kind.name)
     return fitting(BLOCK_TYPES[other], in_features) if other else None
-
-
-@dataclass(frozen=True)
-class GGUFScheme(QuantizationScheme):
-    """A preset of llama.cpp as a scheme: the fields say its base type, `for_layer` the mixture.
-
-    Attributes:
-        preset: its name in `PRESETS`.
-    """
-
-    preset: str = ""
-
-    @classmethod
-    def of(cls, preset: Preset) -> GGUFScheme:
-        """The scheme of a preset."""
-        kind = BLOCK_TYPES[preset.base]
-        return cls(data_type=prefixed(kind), preset=preset.name, **kind.scheme_fields())
-
-    def for_layer(self, place: LayerPlace) -> QuantizationScheme:
-        from auto_round_gguf.names import tensor_name
-
-        name = tensor_name(place.config, place.name, place.blocks)
-        kind = BLOCK_TYPES[PRESETS[self.preset].base]
-        if name is not None:
-            kind = tensor_type(PRESETS[self.preset], name, Shape.of(place.config, place.blocks))
-        return plain_scheme(fitting(kind, place.shape[1]) or kind)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields of a plain scheme."""
-        return {name: value for name, value in super().to_dict().items() if name != "preset"}
-
-
-def plain_scheme(kind: BlockType) -> QuantizationScheme:
-    """The scheme of one block type alone."""
-    return QuantizationScheme(data_type=prefixed(kind), **kind.scheme_fields())
 
 
 def file_type(kind: BlockType) -> int:

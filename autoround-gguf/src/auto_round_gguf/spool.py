@@ -80,6 +80,9 @@ class Spool:
         self._file.close()
         self._path.unlink(missing_ok=True)
 
+    def __del__(self) -> None:  # a run that was broken off closes nothing
+        self._file.close()
+
     def _read(self, runs: list[tuple[int, int]]) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         found = np.empty(sum(size for _, size in runs), np.uint8)
         at = 0

@@ -13,9 +13,14 @@ import torch
 from auto_round.errors import OutputError
 from auto_round_gguf.architectures import Architecture
 from auto_round_gguf.block import BlockDataType
+from auto_round_gguf.general import write_general
+from auto_round_gguf.imatrix import write_imatrix
+from auto_round_gguf.importance import LayerImportance, importance_file
 from auto_round_gguf.metadata import computed_tensors, write_hyperparameters
 from auto_round_gguf.mixtures import Preset, Shape, fitting, tensor_type
-from auto_round_gguf.names import map_name
+from auto_round_gguf.names import map_name, split_expert, tensor_name
+from auto_round_gguf.schemes import LayerScheme
+from auto_round_gguf.settings import imatrix_to_write
 from auto_round_gguf.spool import Spool
 from auto_round_gguf.tensors import CHANGES, code_bytes, plain_type, quantized_rows
 from auto_round_gguf.types import BlockType
@@ -24,13 +29,11 @@ from auto_round_gguf.vocabulary import read_vocabulary, write_vocabulary
 if TYPE_CHECKING:
     from auto_round.model.opened import OpenModel
     from auto_round.plan import Plan
-    from auto_round.tuning.result import LayerResult
+    from auto_round.tuning.result import CacheResult, LayerResult
 
 __all__ = ["GGUFExporter"]
 
-EXPERT = re.compile(r"^(?P<stem>.*\.experts)\.(?P<number>\d+)\.(?P<rest>.*)$")
 FUSED_GATE_UP = re.compile(r"^(?P<stem>.*\.experts)\.gate_up_proj$")
-QUANTIZATION_VERSION = gguf.GGML_QUANT_VERSION
 
 
 class GGUFExporter:
@@ -52,10 +55,13 @@ class GGUFExporter:
         self._tied = bool(getattr(self._config, "tie_word_embeddings", False)) and not any(
             layer.tied for layer in plan.quantized
         )
-        self._plain_output = any(
-            not layer.scheme.quantizes_weights and map_name(architecture.name, layer.name, self._blocks) == "output"
+        # What was asked to stay as it is; other layers outside the blocks get their preset's type.
+        self._plain = {
+            tensor_name(self._config.to_dict(), layer.name, self._blocks)
             for layer in plan.layers
-        )
+            if not layer.scheme.quantizes_weights
+        }
+        self._importance: list[LayerImportance] = []
         self._vocabulary = read_vocabulary(_tokenizer(model), model.model.get_input_embeddings().weight.shape[0])
         self._writer = gguf.GGUFWriter(path, architecture.name, split_max_size=shard_bytes)
         self._spool = Spool(path.with_suffix(".waiting"))
@@ -63,8 +69,14 @@ class GGUFExporter:
     def add(self, result: LayerResult) -> None:
         assert isinstance(result.layer.data_type, BlockDataType)
         assert result.codes is not None
-        kind = result.layer.data_type.block_type(result.layer.scheme.bits)
+        scheme = result.layer.scheme
+        if isinstance(scheme, LayerScheme) and scheme.importance is not None:
+            self._importance.append(scheme.importance)
+        kind = result.layer.data_type.block_type(scheme.bits)
         self._add_blocks(f"{result.layer.name}.weight", result.layer.shape, kind, code_bytes(result.codes, kind))
+
+    def add_cache(self, result: CacheResult) -> None:
+        raise OutputError("GGUF has no place for scales of keys and values.")
 
     def finish(self) -> None:
         transposed = {f"{layer.name}.weight" for layer in self._plan.layers if layer.transposed}
@@ -75,10 +87,13 @@ class GGUFExporter:
         self._write_metadata()
         self._spool.write(self._writer)
         self._writer.close()
+        path = imatrix_to_write()
+        if path is not None:
+            write_imatrix(path, importance_file(self._importance, self._shape.experts))
 
     def _add_blocks(self, name: str, shape: tuple[int, int], kind: BlockType, rows: torch.Tensor) -> None:
         """One matrix of blocks, uint8 [out_features, bytes of a row]."""
-        name, part = _split_expert(name)
+        name, part = split_expert(name)
         mapped = self._map(name)
         whole = shape if part is None else (self._shape.experts, *shape)
         self._spool.add(mapped, kind.ggml, whole, self._changed(mapped, rows), part or 0)
@@ -92,7 +107,7 @@ class GGUFExporter:
             for half, rows in zip(("gate_proj", "up_proj"), tensor.chunk(2, 1), strict=True):
                 self._add_other(f"{fused['stem']}.{half}", rows)
             return
-        name, part = _split_expert(name)
+        name, part = split_expert(name)
         mapped = self._map(name if name.endswith((".weight", ".bias")) else f"{name}.weight")
         if mapped == "output.weight" and self._tied:
             return
@@ -113,7 +128,7 @@ class GGUFExporter:
         stem = mapped.removesuffix(".weight")
         if stem not in ("token_embd", "output") and not stem.endswith("_exps"):
             return None
-        if stem == "output" and self._plain_output:
+        if stem in self._plain:
             return None
         return fitting(tensor_type(self._preset, stem, self._shape, tied=self._tied), tensor.shape[-1])
 
@@ -130,17 +145,8 @@ class GGUFExporter:
         return rows if change is None else CHANGES[change](rows, self._config)
 
     def _write_metadata(self) -> None:
-        from auto_round import __version__ as core_version
-        from auto_round_gguf import __version__
-
-        writer, plan = self._writer, self._plan
-        writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(Path(plan.model).name or plan.architecture)
-        writer.add_quantization_version(QUANTIZATION_VERSION)
-        writer.add_file_type(self._preset.file_type)
-        writer.add_quantized_by(f"autoround-gguf {__version__}")
-        writer.add_string("auto_round.version", core_version)
-        writer.add_string("auto_round.scheme", plan.scheme_name)
+        writer = self._writer
+        write_general(writer, self._plan, self._model, self._preset, self._importance)
         write_hyperparameters(writer, self._architecture, self._config)
         writer.add_vocab_size(self._model.model.get_input_embeddings().weight.shape[0])
         write_vocabulary(writer, self._vocabulary)
@@ -149,12 +155,6 @@ class GGUFExporter:
 def _plain(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], torch.Tensor]:
     number, tensor = plain_type(tensor)
     return number, tuple(tensor.shape), tensor
-
-
-def _split_expert(name: str) -> tuple[str, int | None]:
-    """A tensor of one expert is a part of a tensor of all."""
-    found = EXPERT.match(name)
-    return (f"{found['stem']}.{found['rest']}", int(found["number"])) if found else (name, None)
 
 
 def _tokenizer(model: OpenModel) -> Any:
