@@ -30,7 +30,7 @@ class Steps(DataType):
         scale = groups.abs().amax(-1, keepdim=True) / top if init_scale is None else init_scale
         if isinstance(max_scale, torch.Tensor):
             scale = scale * max_scale.unsqueeze(-1)
-        scale = scale.clamp(min=1e-5).to(scale_dtype)
+        scale = scale.clamp(1e-5, torch.finfo(scale_dtype).max).to(scale_dtype)
         codes = round_ste(groups / scale.float() + v).clamp(-top, top)
         return codes, scale, shape, pad
 

@@ -137,6 +137,7 @@ class Plan:
         kept: embeddings, which stay as they are.
         notes: what the user should know and need not mend.
         cache: how keys and values are to be kept, None for as they are.
+        config: the model's config object, for formats that ask what kind of model it is; None without one.
     """
 
     model: str
@@ -149,6 +150,7 @@ class Plan:
     kept: tuple[KeptWeight, ...] = ()
     notes: tuple[str, ...] = ()
     cache: CachePlan | None = None
+    config: Any = field(default=None, compare=False, repr=False)
 
     @property
     def quantized(self) -> tuple[LayerSpec, ...]:
@@ -229,6 +231,7 @@ def make_plan(
         blocks=model.structure.blocks,
         model_bytes=model.model_bytes,
         kept=tuple(_kept(model, name, shape) for name, shape in model.structure.embeddings),
+        config=getattr(model.model, "config", None),
         cache=None if cache_data_type is None else _plan_cache(cache_data_type, registry),
     )
     problems = [f"{_and_more(names)}: {reason}" for reason, names in refused.items()]

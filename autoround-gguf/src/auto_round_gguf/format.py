@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from auto_round.errors import PlanError
 from auto_round.export.format import Exporter, OutputFormat
 from auto_round_gguf.architectures import ARCHITECTURES
 from auto_round_gguf.block import BlockDataType
@@ -42,22 +41,15 @@ class GGUFFormat(OutputFormat):
         known = {architecture.model_class: architecture.name for architecture in ARCHITECTURES.values()}
         if plan.architecture not in known:
             return [f"format {self.name} cannot write {plan.architecture}; it can write {', '.join(sorted(known))}."]
-        return [*_homeless(plan, known[plan.architecture]), *_experts_apart(plan)]
+        problems = [] if plan.config is None else refusals(ARCHITECTURES[plan.config.model_type], plan.config)
+        unlike = [f"llama.cpp cannot run {plan.model}: {problem}." for problem in problems]
+        return [*unlike, *_homeless(plan, known[plan.architecture]), *_experts_apart(plan)]
 
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         return torch.float16
 
     def start(self, plan: Plan, model: OpenModel, directory: Path) -> Exporter:
-        """Begin to write.
-
-        Raises:
-            PlanError: llama.cpp would compute something else than this model, or cannot read its tokenizer.
-        """
-        config = model.model.config
-        architecture = ARCHITECTURES[config.model_type]
-        problems = refusals(architecture, config)
-        if problems:
-            raise PlanError([f"llama.cpp cannot run {plan.model}: {problem}." for problem in problems])
+        architecture = ARCHITECTURES[model.model.config.model_type]
         preset = preset_of(plan)
         stem = Path(plan.model).name or plan.architecture
         path = directory / f"{stem}-{preset.name}.gguf"

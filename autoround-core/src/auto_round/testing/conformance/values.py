@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for the numbers a data type gives back, whatever its grid."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from auto_round.data_type import DataType
+from auto_round.errors import AutoRoundError
+from auto_round.plugins import Registry
+from auto_round.schemes import QuantizationScheme
+from auto_round.testing.conformance.base import Declared, weight_like
+
+__all__ = ["ValueTests"]
+
+
+class ValueTests(Declared):
+    """`quant_tensor` by itself."""
+
+    def test_the_scheme_leads_to_it(self, registry: Registry, scheme: QuantizationScheme) -> None:
+        """A scheme's `data_type`, completed with bits and symmetry, is the registered name."""
+        found = registry.data_type_for(scheme).name
+        assert found == self.name, f"scheme {scheme.data_type} leads to {found}; the contract wants {self.name}."
+
+    def test_shape_and_dtype_stay(
+        self, data_type: DataType, scheme: QuantizationScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> None:
+        weight = weight_like(shape, dtype)
+        rounded = self.quantized(data_type, scheme, weight)
+        assert rounded.shape == weight.shape, "quant_tensor must return the tensor in the shape it was given."
+        assert rounded.dtype == dtype, "quant_tensor must return the tensor in the dtype it was given."
+        assert bool(torch.isfinite(rounded).all()), "finite weights must give finite weights back."
+
+    def test_it_is_close(self, data_type: DataType, scheme: QuantizationScheme, shape: tuple[int, int]) -> None:
+        """Whatever the grid is, most of a weight's energy is there afterwards."""
+        weight = weight_like(shape)
+        lost = (self.quantized(data_type, scheme, weight) - weight).norm() / weight.norm()
+        assert lost < 1, f"{lost:.0%} of the weight's norm is lost: zeros would be as good."
+
+    def test_inputs_are_left_alone(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        weight = weight_like(self.shapes[0])
+        before = weight.clone()
+        layer = self.layer(data_type, scheme, weight, search=True)
+        layer.quantized_weight()
+        layer.finish()
+        assert torch.equal(weight, before), "quant_tensor, search and encode must not write into their inputs."
+
+    def test_it_is_deterministic(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        weight = weight_like(self.shapes[0])
+        first, second = (self.quantized(data_type, scheme, weight.clone()) for _ in range(2))
+        assert torch.equal(first, second), "the same weight must give the same result."
+
+    def test_quantizing_twice_changes_nothing(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        if not self.idempotent:
+            pytest.skip("declared: idempotent = False")
+        once = self.quantized(data_type, scheme, weight_like(self.shapes[0]))
+        self._equal(self.quantized(data_type, scheme, once), once, "what is quantized must stay as it is")
+
+    def test_a_factor_passes_through(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        if not self.scale_equivariant:
+            pytest.skip("declared: scale_equivariant = ()")
+        weight = weight_like(self.shapes[0])
+        for factor in self.scale_equivariant:
+            scaled = self.quantized(data_type, scheme, weight * factor)
+            wanted = self.quantized(data_type, scheme, weight) * factor
+            self._equal(scaled, wanted, f"q({factor} w) must be {factor} q(w)")
+
+    def test_zeros_stay_zeros(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        weight = weight_like(self.shapes[0])
+        weight[0] = 0.0
+        rounded = self.quantized(data_type, scheme, weight)
+        assert bool((rounded[0] == 0).all()), "a row of zeros must stay zeros, without NaN from a scale of zero."
+        nothing = self.quantized(data_type, scheme, torch.zeros(self.shapes[0]))
+        assert bool((nothing == 0).all()), "a weight of zeros must stay zeros."
+
+    @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12])
+    def test_tiny_and_huge_weights_stay_finite(
+        self, data_type: DataType, scheme: QuantizationScheme, size: float
+    ) -> None:
+        rounded = self.quantized(data_type, scheme, weight_like(self.shapes[0]) * size)
+        assert bool(torch.isfinite(rounded).all()), f"weights around {size:g} must give finite results."
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+    def test_what_is_no_number_is_refused_or_does_not_spread(
+        self, data_type: DataType, scheme: QuantizationScheme, bad: float
+    ) -> None:
+        """An error of ours, or damage that stays within the rows that share a scale."""
+        weight = weight_like((64, 64))
+        weight[0, 0] = bad
+        try:
+            rounded = self.quantized(data_type, scheme, weight)
+        except AutoRoundError:
+            return  # said before anything was lost
+        height = scheme.group_size[0] if isinstance(scheme.group_size, tuple) else 1
+        if scheme.group_size == 0 or height >= weight.shape[0]:
+            return
+        plain = self.quantized(data_type, scheme, weight_like((64, 64)))
+        assert bool(torch.isfinite(rounded[height:]).all()), "a NaN must not spread to rows it shares no scale with."
+        if not data_type.share([weight], scheme.resolved()):
+            assert torch.equal(rounded[height:], plain[height:]), "a NaN must not change rows it shares no scale with."
+
+    def test_the_spec_card_is_plain_data(self, data_type: DataType) -> None:
+        card = dict(data_type.describe())
+        assert json.loads(json.dumps(card)) == card, "describe must return what JSON can hold."
+        assert card.get("name") == self.name, "describe must say the registered name as `name`."
+        assert data_type.summary.strip(), "a data type needs a summary, one line for listings."
+
+    def _equal(self, found: torch.Tensor, wanted: torch.Tensor, told: str) -> None:
+        largest = float(wanted.abs().max())
+        worst = float((found - wanted).abs().max())
+        assert worst <= self.tolerates * largest, f"{told}; it is off by {worst / largest:.2g} of the largest weight."
