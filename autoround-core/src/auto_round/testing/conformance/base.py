@@ -34,6 +34,11 @@ class Declared:
         idempotent: whether quantizing what is quantized changes nothing.
         scale_equivariant: factors that pass through: `q(f w) = f q(w)`, bit for bit in float32; () if none does.
         tolerates: how much a second pass, or a scaled one, may differ, relative to the largest weight; 0 is exactly.
+        one_scale: whether all rows of a weight share a scale, besides those that `group_size` says.
+        offsets_matter: whether `v` can change what large weights become; not so where it counts in units that are far
+            below the steps of a floating grid.
+        search_may_lose: how many times as large the weighted squared error may become by a search that minimises
+            something else as well.
         golden: file of recorded results, beside the test; written when it does not exist. None for none.
     """
 
@@ -44,6 +49,9 @@ class Declared:
     idempotent: ClassVar[bool] = True
     scale_equivariant: ClassVar[Sequence[float]] = (2.0, 0.25)
     tolerates: ClassVar[float] = 0.0
+    one_scale: ClassVar[bool] = False
+    offsets_matter: ClassVar[bool] = True
+    search_may_lose: ClassVar[float] = 1.0 + 1e-5
     golden: ClassVar[str | None] = None
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
