@@ -9,7 +9,7 @@
 
 Floating point codes are sign and magnitude; so are whole numbers of four bits (as in the files that exist), while those
 of 8 and 2 bits are two's complement. Existing MXFP4 and MXFP8 files have the same tensors and call the layout
-`auto_round:llm_compressor`, a name that they share with other families' layouts.
+`auto_round:llm_compressor`, a name that they share with other families' layouts; the data type tells them apart.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class MxFp(MicroscalingPacking):
 
     name = "auto_round:mx_fp"
     format = "auto_round"
+    aliases = ("auto_round:llm_compressor",)
     elements = (E2M1, E2M3, E3M2, E4M3)
 
 

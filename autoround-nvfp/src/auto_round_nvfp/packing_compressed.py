@@ -33,6 +33,7 @@ class CompressedNvFp4(PackedNvFp4):
     """The tensors of `PackedNvFp4`, in a container that vLLM and others read."""
 
     name = "nvfp4-pack-quantized"
+    aliases = ()
     format = "llm_compressor"
 
     def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:

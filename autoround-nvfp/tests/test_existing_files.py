@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that exist call this layout by a name that other families use as well; they load all the same."""
+
+import json
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from auto_round import AutoRound
+
+CONFIG = LlamaConfig(
+    vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=1, max_position_embeddings=64,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def test_the_name_others_use_too_is_understood(tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIG, dtype=torch.bfloat16).save_pretrained(tmp_path / "model")
+    job = AutoRound(tmp_path / "model", scheme="NVFP4A16", iters=0, disable_opt_rtn=True, verbose=False)
+    model, _ = job.quantize_and_save(tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    config = json.loads(file.read_text())
+    assert config["quantization_config"]["packing_format"] != "auto_round:llm_compressor"
+    config["quantization_config"]["packing_format"] = "auto_round:llm_compressor"
+    file.write_text(json.dumps(config))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for layer in job.plan("auto_round").quantized:
+        decoded = loaded.get_submodule(layer.name).decode(torch.bfloat16)
+        assert torch.equal(decoded, model.get_submodule(layer.name).weight), layer.name
