@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """8-bit floats through the whole road: tune, write, load through plain transformers, compute the same."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GPT2Config, LlamaConfig
 
 from auto_round import AutoRound
 from auto_round.errors import AutoRoundError, PlanError
 from auto_round.inference.packed_linear import PackedLinear
+from auto_round_fp8.fine_grained_input import FineGrainedInput
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "autoround-core/demo/models/pep-llama-7m"
@@ -73,6 +76,10 @@ AUTO_ROUND = {
         "auto_round:fp8",
     ),
     "e5m2": ({"scheme": "FPW8A16", "data_type": "fp8_e5m2", "group_size": -1}, "auto_round:codes"),
+    "the e4m3 of other devices": (
+        {"scheme": "FP8_STATIC", "data_type": "fp8_e4m3fnuz", "act_data_type": "fp8_e4m3fnuz"},
+        "auto_round:codes",
+    ),
     "no scale": ({"scheme": "FPW8A16", "data_type": "fp8_unit_scale"}, "auto_round:codes"),
     "tokens by name": ({"scheme": "FPW8A16", "act_bits": 8, "act_data_type": "fp8_dynamic"}, "auto_round:fp8"),
 }
@@ -117,6 +124,13 @@ def test_fine_grained_files_load_in_plain_transformers(tmp_path, tokens, dtype):
         assert module.weight.dtype == dtype
         assert torch.equal(module.weight, tuned.get_submodule(name).weight), name
     assert torch.isfinite(loaded(tokens).logits).all()
+    # Such files are input too.
+    reader = FineGrainedInput.of(config)
+    with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
+        for name in linears(loaded):
+            weight, scales = f"{name}.weight", reader.scale_name(f"{name}.weight", stored)
+            decoded = reader.decoded(weight, file.get_slice(weight), functools.partial(file.get_tensor, scales), dtype)
+            assert torch.equal(decoded, tuned.get_submodule(name).weight), name
 
 
 def test_fine_grained_leaves_out_what_was_left_out(tmp_path, tokens):
@@ -135,6 +149,7 @@ def test_fine_grained_leaves_out_what_was_left_out(tmp_path, tokens):
     [
         ({"scheme": "FP8_DYNAMIC"}, LLAMA, "blocks"),
         ({"scheme": "FP8_BLOCK", "act_bits": 16}, LLAMA, "activations of 8 bits"),
+        ({"scheme": "FP8_BLOCK", "act_data_type": "fp8_e5m2"}, LLAMA, "e4m3 in dynamic groups"),
         ({"scheme": "FP8_BLOCK"}, RAGGED, "no whole number of 128 by 128 blocks"),
         ({"scheme": "FP8_BLOCK"}, GPT2, "other way round"),
         (

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from auto_round import QuantizationScheme
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
-from auto_round.errors import SchemeError
+from auto_round.errors import CalibrationError, SchemeError
 from auto_round_fp8 import float8
 from auto_round_fp8.elements import E4M3, E5M2, steps_at
 from auto_round_fp8.hybrid import FP8_TO_INT_SYM
@@ -253,6 +253,12 @@ class TestStaticActivations:
         exact = torch.tensor(57344.0 * (1 + 2**-7 + 2**-20))
         assert frozen_scale(-exact, torch.tensor(0.0), E5M2).item() == 1 + 2**-6
         assert frozen_scale(torch.tensor(0.0), torch.tensor(57344.0), E5M2).item() == 1
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_inputs_that_are_no_numbers_are_refused(self, value):
+        for low, high in ((0.0, value), (-value, 1.0)):
+            with pytest.raises(CalibrationError, match="NaN or infinite"):
+                self.freeze(low, high)
 
     def test_scales_per_token_cannot_be_frozen(self):
         with pytest.raises(SchemeError, match="act_data_type=fp8"):

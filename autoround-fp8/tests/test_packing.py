@@ -126,6 +126,12 @@ def test_refusals():
     schemes = {name: scheme.resolved() for name, scheme in ALL.items()}
     assert "not fp8_e5m2" in plain.refuses("fp8_e5m2", schemes["FPW8A16"], shape)
     assert "activations" in plain.refuses("fp8", schemes["FP8_DYNAMIC"].replace(act_bits=4), shape)
+    for packing, name in ((plain, "FP8_DYNAMIC"), (static, "FP8_STATIC"), (compressed, "FP8_STATIC")):
+        # No reader of these files computes with other activations than e4m3.
+        for other in ("int_sym", "fp8_e5m2", "fp8_e4m3fnuz", "fp8_unit_scale"):
+            assert "of e4m3" in packing.refuses("fp8", schemes[name].replace(act_data_type=other), shape)
+        for same in ("fp8", "fp8_sym", "autoround-fp8:FP8"):
+            assert packing.refuses("fp8", schemes[name].replace(act_data_type=same), shape) is None
     assert "static activations" in static.refuses("fp8", schemes["FP8_DYNAMIC"], shape)
     assert "4 bits" in hybrid.refuses("fp8_to_int_sym", schemes["W4AFP8"].replace(bits=3), shape)
     assert "multiple" in compressed.refuses("fp8", schemes["FP8_BLOCK"], (256, 200))

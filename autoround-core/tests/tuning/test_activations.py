@@ -112,3 +112,13 @@ def test_an_expert_no_token_reached_takes_the_range_of_its_likes():
     assert _range_of("b.experts.0.up", Seen) == (torch.tensor(-1.0), torch.tensor(2.0))
     with pytest.raises(CalibrationError, match=r"b\.router"):
         _range_of("b.router", Seen)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_no_numbers_are_refused_by_the_layers_name(bad):
+    class Seen:
+        lows = {"b.up": torch.tensor(-1.0)}  # noqa: RUF012 - a test
+        highs = {"b.up": torch.tensor(bad)}  # noqa: RUF012 - a test
+
+    with pytest.raises(CalibrationError, match=r"b\.up, whose activations are static, got NaN or infinite"):
+        _range_of("b.up", Seen)

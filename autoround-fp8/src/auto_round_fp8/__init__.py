@@ -61,7 +61,9 @@ def exporters() -> list[LazyFormat | LazyPacking]:
     """The fine-grained format, and layouts inside two containers."""
     own, compressed = "auto_round_fp8.packing_auto_round", "auto_round_fp8.packing_compressed"
     return [
-        LazyFormat("fp8", "auto_round_fp8.fine_grained:FineGrained", "fine-grained FP8, for transformers and vLLM"),
+        LazyFormat(
+            "fp8", "auto_round_fp8.fine_grained:FineGrained", "fine-grained FP8, for transformers and vLLM", reads="fp8"
+        ),
         LazyPacking("auto_round:fp8_static", f"{own}:Static", "e4m3 with static activations", format="auto_round"),
         LazyPacking("auto_round:fp8", f"{own}:Plain", "e4m3 with dynamic or no activations", format="auto_round"),
         LazyPacking("auto_round:fp8_to_int", f"{own}:Hybrid", "two 4-bit integers a byte", format="auto_round"),

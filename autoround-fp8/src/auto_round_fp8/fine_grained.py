@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from auto_round.export.checkpoint import CheckpointFormat
+from auto_round_fp8.fine_grained_input import FineGrainedInput
 from auto_round_fp8.packing_auto_round import E4M3_NAMES, exactly
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class FineGrained(CheckpointFormat):
             return f"it stores e4m3 in blocks; {WANTED}"
         m, n = scheme.group_size
         dynamic = (scheme.act_bits, scheme.act_group_size, scheme.act_dynamic) == (8, n, True)
-        if not dynamic:
-            return f"its runtimes compute with activations of 8 bits in dynamic groups of {n}; {WANTED}"
+        if not dynamic or layer.activation is None or layer.activation.name not in E4M3_NAMES:
+            return f"its runtimes compute with activations of 8 bits, e4m3 in dynamic groups of {n}; {WANTED}"
         if (rows % m and rows > m) or (cols % n and cols > n):
             # Loaders take the size of a block from the shape of the scales, and cut such a weight in equal parts.
             return f"{rows} by {cols} is no whole number of {m} by {n} blocks; leave it at 16 bits with layer_config"
@@ -62,6 +63,10 @@ class FineGrained(CheckpointFormat):
         assert result.codes is not None
         tensors = result.codes.tensors
         return {"weight": tensors["codes"], "weight_scale_inv": exactly(tensors["scale"], torch.float32, self.name)}
+
+    def reader(self, quantization_config: Mapping[str, Any]) -> FineGrainedInput | None:
+        """Its own files, and those of models that are published so."""
+        return FineGrainedInput.of(quantization_config)
 
     def quantization_config(self, plan: Plan) -> dict[str, Any]:
         """What `FineGrainedFP8Config` of transformers reads, every Linear that is as it was named."""

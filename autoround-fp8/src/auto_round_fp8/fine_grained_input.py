@@ -6,16 +6,19 @@ What is held is the decoded weight of one layer and one row of blocks of codes, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from auto_round.errors import ModelError
+from auto_round.model.reader import Slices, StoredFiles, WeightReader
+from auto_round.model.source import StoredTensor
 from auto_round_fp8.elements import to_float32
 
-__all__ = ["FineGrainedInput", "Slices"]
+__all__ = ["FineGrainedInput"]
 
 SCALES = ("weight_scale_inv", "weight_scale", "activation_scale", "input_scale")
 """What such checkpoints keep beside a weight."""
@@ -26,18 +29,8 @@ ROWS = 128
 """Rows decoded at a time where one scale serves the whole weight."""
 
 
-class Slices(Protocol):
-    """A tensor in a file, as `safe_open(...).get_slice(name)` returns it: `[first:last]` reads those rows alone."""
-
-    def get_shape(self) -> list[int]:
-        """Its shape."""
-
-    def __getitem__(self, rows: slice) -> torch.Tensor:
-        """Some of its rows."""
-
-
 @dataclass(frozen=True)
-class FineGrainedInput:
+class FineGrainedInput(WeightReader):
     """How the weights of such a checkpoint become plain ones.
 
     Attributes:
@@ -62,11 +55,27 @@ class FineGrainedInput:
             raise ModelError(f"weight_block_size must be two positive numbers, not {size!r}.")
         return cls((size[0], size[1]))
 
+    def plain(self, stored: Mapping[str, StoredTensor], dtype: torch.dtype) -> Mapping[str, StoredTensor]:
+        """Everything but the scales; weights that have some in the dtype of the model."""
+        headers = {}
+        for name, header in stored.items():
+            if self.scale_name(name, stored) is not None:
+                headers[name] = dataclasses.replace(header, dtype=dtype)
+            elif not self.belongs_to_weight(name):
+                headers[name] = header
+        return headers
+
+    def read(self, name: str, files: StoredFiles, dtype: torch.dtype) -> torch.Tensor:
+        scales = self.scale_name(name, files.names)
+        if scales is None:
+            return files.tensor(name)
+        return self.decoded(name, files.slices(name), lambda: files.tensor(scales), dtype)
+
     def belongs_to_weight(self, name: str) -> bool:
         """Whether a stored tensor is no parameter of the model, but a scale of one."""
         return name.rpartition(".")[2] in SCALES
 
-    def scale_name(self, weight_name: str, stored: Mapping[str, Any]) -> str | None:
+    def scale_name(self, weight_name: str, stored: Collection[str]) -> str | None:
         """The name of the scales of a weight among the stored names, None for a tensor that is stored plainly."""
         layer, _, last = weight_name.rpartition(".")
         if last != "weight":

@@ -50,6 +50,9 @@ E4M3_NAMES = ("fp8", "fp8_sym", "fp8_e4m3", "block_fp8", "block_fp8_sym", "block
 
 HYBRID_NAMES = ("fp8_to_int_sym", "w4fp8")
 
+ACTIVATION_NAMES = ("fp", *E4M3_NAMES)
+"""What schemes may call activations of e4m3."""
+
 INPUT_SCALE = "input_init_scale"
 """What codes call the scale that static activations were frozen to."""
 
@@ -90,11 +93,14 @@ def exactly(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
 
 
 def holds(data_type: str, scheme: QuantizationScheme, names: tuple[str, ...], packing: str) -> str | None:
-    """Why a packing for some data types does not take another, or activations of another family; None if it does."""
+    """Why a packing for some data types does not take another, or other activations than e4m3; None if it does."""
     if data_type not in names:
         return f"{packing} stores {', '.join(names)}, not {data_type}"
-    if scheme.quantizes_activations and scheme.act_bits != 8:
-        return f"{packing} goes with activations of 8 or 16 bits, not {scheme.act_bits}"
+    if scheme.quantizes_activations:
+        activations = str(scheme.act_data_type).rpartition(":")[2].lower()
+        if scheme.act_bits != 8 or activations not in ACTIVATION_NAMES:
+            told = f"{activations} of {scheme.act_bits} bits"
+            return f"{packing} goes with activations of e4m3 (fp, 8 bits) or at full precision, not {told}"
     return None
 
 

@@ -70,6 +70,16 @@ class FloatQuantized(Packing):
         inputs = _arguments(strategy, dynamic=not is_static(scheme))
         return {"format": "float-quantized", "weights": weights, "input_activations": inputs}
 
+    def describe_cache(self, data_type: str, scheme: QuantizationScheme) -> Mapping[str, Any]:
+        """The `kv_cache_scheme`: e4m3, one scale for all keys of a layer and one for all values."""
+        if data_type not in E4M3_NAMES or not is_static(scheme) or scheme.act_group_size != 0:
+            return {}
+        return _arguments(_strategy(0), dynamic=False)
+
+    def pack_cache(self, frozen: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """A scale [1], rounded to the dtype of the model, as compressed-tensors keeps it."""
+        return frozen["init_scale"].to(dtype).reshape(1)
+
     def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
         """See the table at the top of this module; scales load into float32, which holds those of every dtype."""
         layout = {

@@ -18,7 +18,7 @@ BLOCKS = {"group_size": ((128, 128),), "act_bits": (8,), "act_dynamic": (True,)}
 E4M3_FILES = (
     Runtime("transformers", "5.23", "fp8", note="on a CPU it is dequantized"),
     Runtime("transformers", "5.23", "llm_compressor", note="needs the package compressed-tensors"),
-    Runtime("vllm", "0.32", "fp8", ("cuda",), BLOCKS, fuses=True, note="scheme FP8_BLOCK"),
+    Runtime("vllm", "0.32", "fp8", ("cuda",), BLOCKS, multiple=128, fuses=True, note="scheme FP8_BLOCK"),
     Runtime(
         "vllm",
         "0.32",
@@ -28,7 +28,8 @@ E4M3_FILES = (
         fuses=True,
         note="scheme FP8_DYNAMIC",
     ),
-    Runtime("vllm", "0.32", "llm_compressor", ("cuda",), {"group_size": (-1, 0, (128, 128))}, fuses=True),
+    Runtime("vllm", "0.32", "llm_compressor", ("cuda",), {"group_size": (-1, 0)}, fuses=True),
+    Runtime("vllm", "0.32", "llm_compressor", ("cuda",), BLOCKS, multiple=128, fuses=True, note="scheme FP8_BLOCK"),
 )
 
 

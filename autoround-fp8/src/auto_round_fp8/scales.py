@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from auto_round.errors import CalibrationError
 from auto_round_fp8.elements import Element
 
 if TYPE_CHECKING:
@@ -124,7 +125,15 @@ def frozen_scale(low: torch.Tensor, high: torch.Tensor, element: Element) -> tor
     Formats store it as float32 or in the dtype of the model; a number with eight bits of mantissa is the same in all of
     them, and rounding up keeps the largest input that was seen within the grid. A layer that saw nothing (an expert
     that no token reached) has a scale of 1, which holds all inputs up to the largest number of the element.
+
+    Raises:
+        CalibrationError: inputs were seen that are not numbers.
     """
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise CalibrationError(
+            f"activations are static, and inputs from {float(low):g} to {float(high):g} were observed: the model "
+            "computes NaN or infinite values on the calibration data."
+        )
     exact = torch.maximum(-low.float(), high.float()).reshape(1) / element.largest
     narrow = exact.to(torch.bfloat16)
     above = (narrow.view(torch.int16) + 1).view(torch.bfloat16)

@@ -222,8 +222,14 @@ def _range_of(name: str, observer: InputObserver | None) -> tuple[torch.Tensor, 
         template = _without_numbers(name)
         seen = [name] if name in observer.lows else [n for n in observer.lows if _without_numbers(n) == template]
         if seen:
-            lows, highs = [observer.lows[n] for n in seen], [observer.highs[n] for n in seen]
-            return torch.stack(lows).min(), torch.stack(highs).max()
+            low = torch.stack([observer.lows[n] for n in seen]).min()
+            high = torch.stack([observer.highs[n] for n in seen]).max()
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise CalibrationError(
+                    f"layer {name}, whose activations are static, got NaN or infinite inputs: the model cannot compute "
+                    "the calibration data; try compute_dtype=torch.float32."
+                )
+            return low, high
     raise CalibrationError(
         f"no calibration token reached layer {name}, whose activations are static: pass more text, or other text."
     )
