@@ -126,7 +126,8 @@ class PackedNvFp4(FloatPacking):
     """`nv_fp4`, its tensors named as compressed-tensors names them."""
 
     name = "auto_round:nv_fp"
-    aliases: tuple[str, ...] = ("auto_round:llm_compressor",)  # of existing files, which call other families' layouts so too
+    # Existing files call it so, and other families' layouts too.
+    aliases: tuple[str, ...] = ("auto_round:llm_compressor",)
     data_type = "nv_fp4"
     group_sizes = (16,)
     scale_dtype_stored = torch.float8_e4m3fn
