@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 import auto_round_mxfp
+from auto_round.hookspecs import LazyPacking
 from auto_round.schemes import QuantizationScheme
 
 ROUNDS = 15
@@ -48,7 +49,7 @@ def main() -> None:
     bits = max(data_type.elements)
     scheme = QuantizationScheme(bits=bits, group_size=32, data_type=args.data_type)
     shape = (args.size, args.size)
-    packings = (record.load() for record in auto_round_mxfp.exporters())
+    packings = (record.load() for record in auto_round_mxfp.exporters() if isinstance(record, LazyPacking))
     packing = next(p for p in packings if p.refuses(args.data_type, scheme, shape) is None)
     weight = torch.randn(shape, device=args.device).bfloat16()
     target = torch.empty_like(weight)

@@ -41,7 +41,7 @@ def save_model(directory):
     return directory
 
 
-@pytest.mark.parametrize("scheme", sorted(auto_round_mxfp.schemes()))
+@pytest.mark.parametrize("scheme", sorted(auto_round_mxfp.schemes().keys() - {"MXFP4_MOE"}))  # no experts here
 @torch.no_grad()
 def test_what_is_loaded_is_what_was_tuned(tmp_path, tokens, scheme):
     job = AutoRound(save_model(tmp_path / "model"), scheme=scheme, dataset=tokens, iters=3, **QUICK)

@@ -10,7 +10,8 @@ import auto_round_mxfp
 import auto_round_mxfp.microscaling as family
 from auto_round.data_type import DataType
 from auto_round.data_type.utils import get_quant_func
-from auto_round.export.packing import Packing
+from auto_round.export import OutputFormat, Packing
+from auto_round.hookspecs import LazyPacking
 from auto_round.plugins import default_registry
 
 NAMES = {
@@ -38,9 +39,13 @@ def test_every_record_loads_what_it_names():
         assert (data_type.name, data_type.summary) == (record.name, record.summary)
         assert {"v", "max_scale", "init_scale"} <= data_type.offers
     for record in auto_round_mxfp.exporters():
-        packing = record.load()
-        assert isinstance(packing, Packing)
-        assert (packing.name, packing.format) == (record.name, record.format)
+        found = record.load()
+        assert isinstance(found, Packing if isinstance(record, LazyPacking) else OutputFormat)
+        assert found.name == record.name
+        if isinstance(record, LazyPacking):
+            assert found.format == record.format
+        else:
+            assert found.summary == record.summary
     with pytest.raises(AttributeError, match="no attribute mx_fp5"):
         _ = family.mx_fp5
 
@@ -59,16 +64,17 @@ def test_names_are_completed_with_bits(asked, bits, found):
 
 def test_schemes_have_data_types_and_homes():
     registry = default_registry()
-    packings = [record.load() for record in auto_round_mxfp.exporters()]
+    packings = [record.load() for record in auto_round_mxfp.exporters() if isinstance(record, LazyPacking)]
     named = auto_round_mxfp.schemes()
     assert {"MXFP4", "MXFP4_RCEIL", "MXFP6", "MXFP8", "MXFP8_RCEIL", "MXINT4", "MXINT8", "MXFP4A16"} <= named.keys()
+    assert "MXFP4_MOE" in named
     for name, scheme in named.items():
         resolved = scheme.resolved()
         data_type = registry.data_type_for(resolved)
         assert data_type.supports(resolved, (64, 64)) is None
         fitting = {p.format for p in packings if p.refuses(data_type.name, resolved, (64, 64)) is None}
         assert fitting == ({"auto_round"} if "INT" in name else {"auto_round", "llm_compressor"})
-        assert resolved.quantizes_activations != name.endswith("A16")
+        assert resolved.quantizes_activations != name.endswith(("A16", "_MOE"))
         if resolved.quantizes_activations:
             activations = scheme.replace(bits=resolved.act_bits, data_type=resolved.act_data_type)
             rule = registry.data_type_for(activations).rule

@@ -14,6 +14,7 @@ from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 import auto_round_mxfp
 import auto_round_mxfp.microscaling as family
 from auto_round.errors import PluginError
+from auto_round.hookspecs import LazyPacking
 from auto_round.schemes import QuantizationScheme
 from auto_round_mxfp.bits import pack_codes, unpack_codes
 from auto_round_mxfp.elements import E2M1, E2M3, element_values
@@ -24,7 +25,7 @@ SHAPE = (24, 96)
 
 
 def packings():
-    return [record.load() for record in auto_round_mxfp.exporters()]
+    return [record.load() for record in auto_round_mxfp.exporters() if isinstance(record, LazyPacking)]
 
 
 def packing(name):

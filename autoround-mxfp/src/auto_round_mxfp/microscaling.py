@@ -38,6 +38,13 @@ RUNTIMES = (
         limits={"bits": (4, 6, 8), "group_size": (32,)},
         note="with compressed-tensors 0.20; elements e2m1, e2m3 and e4m3; computes in the checkpoint's dtype only",
     ),
+    Runtime(
+        "transformers",
+        "5.23",
+        "mxfp4",
+        limits={"bits": (4,), "group_size": (32,)},
+        note="gpt-oss models; decodes experts unless the packages triton and kernels are there to compute with them",
+    ),
 )
 
 
