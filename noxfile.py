@@ -73,7 +73,7 @@ def unit(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Style, format and types."""
     editable = [argument for folder in DISTRIBUTIONS.values() for argument in ("-e", f"./{folder}")]
-    install(session, *editable, "nox", "mypy", "ruff")
+    install(session, *editable, "autoround-core[testing]", "nox", "mypy", "ruff")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
