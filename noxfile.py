@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
 }
 MODEL = "autoround-core/demo/models/pep-llama-7m"
 TEXTS = "autoround-core/demo/text"
+VENDOR = "autoround-core/tests/vendor/autoround-acme-nf4"
 
 # uv does not read pip's settings; wheels that pip is told of are told to uv too.
 FIND_LINKS = ",".join(os.environ.get("PIP_FIND_LINKS", "").split())
@@ -103,6 +104,47 @@ def demo(session: nox.Session) -> None:
     """Quantize the model that the repository carries, load it again and show what it cost."""
     install(session, *(f"./{folder}" for folder in DISTRIBUTIONS.values()))
     session.run("python", "autoround-core/demo/demo.py", *session.posargs, env=OFFLINE)
+
+
+@nox.session(default=False)
+def vendor(session: nox.Session) -> None:
+    """Acceptance: data types that core has never heard of, as wheels, in an environment with core and no family.
+
+    One is a vendor's finished package, one is fresh from `auto-round new-dtype`.
+    """
+    temporary = Path(session.create_tmp()).resolve()
+    shutil.rmtree(temporary)
+    temporary.mkdir()
+    finished, fresh, generated = ROOT / VENDOR, temporary / "autoround-fresh-type", temporary / "generated"
+
+    def wheel(folder: Path) -> str:
+        outdir = temporary / "wheels" / folder.name
+        session.run("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", outdir, folder, silent=True)
+        return str(next(outdir.glob("*.whl")))
+
+    install(session, "build", "hatchling")
+    core = wheel(ROOT / "autoround-core")
+    install(session, core)
+    session.run("auto-round", "new-dtype", "fresh-type", "--output", fresh)
+    session.run("auto-round", "new-dtype", finished.name, "--output", generated, silent=True)
+    needed = nox.project.dependency_groups(nox.project.load_toml(finished / "pyproject.toml"), "test")
+    install(session, core, wheel(finished), wheel(fresh), *needed)
+    for package in (finished, fresh):
+        tested = temporary / "tested" / package.name  # its sources are out of reach
+        shutil.copytree(package, tested, ignore=shutil.ignore_patterns("src", "__pycache__", ".*"))
+        session.run("pytest", "-q", "--rootdir", tested, "-c", tested / "pyproject.toml", tested, env=OFFLINE)
+    session.chdir(temporary)
+    checkpoints = []
+    for scheme, iters in (("ACME_NF4", "0"), ("ACME_NF4", "20"), ("FRESH_TYPE", "0")):
+        checkpoints.append(temporary / f"{scheme}-{iters}-steps")
+        session.run(
+            *("auto-round", "quantize", ROOT / MODEL, "--scheme", scheme, "--format", "auto_round", "--iters", iters),
+            *("--nsamples", "32", "--seqlen", "256", "--dataset", ROOT / TEXTS / "peps-calib.txt", "--quiet"),
+            *("--output", checkpoints[-1]),
+            env=OFFLINE,
+        )
+    script, text = ROOT / "autoround-core/acceptance/vendor.py", ROOT / TEXTS / "peps-test.txt"
+    session.run("python", script, finished, generated, ROOT / MODEL, text, *checkpoints, env=OFFLINE)
 
 
 @nox.session(venv_backend="uv", default=False)

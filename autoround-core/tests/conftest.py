@@ -8,9 +8,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from auto_round import Codes, DataType, QuantizationScheme, Registry, hookimpl
+from auto_round import Codes, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type.grouping import group_count, reshape_pad_tensor_by_group_size, revert_tensor_by_pad
 from auto_round.data_type.rounding import round_ste
+from auto_round.testing.fixtures import isolated_registry
+
+__all__ = ["isolated_registry"]
+
+collect_ignore = ["vendor"]  # a package of its own, which `nox -s vendor` installs and tests
 
 WORDS = [f"w{i}" for i in range(250)]
 
@@ -89,11 +94,10 @@ def steps_plugin():
 
 
 @pytest.fixture
-def registry():
+def registry(isolated_registry):
     """Core and the data type `steps`, nothing that is installed."""
-    made = Registry(entry_points=False)
-    made.register(StepsPlugin(), name="steps")
-    return made
+    isolated_registry.register(StepsPlugin(), name="steps")
+    return isolated_registry
 
 
 def tiny_config(**changes):

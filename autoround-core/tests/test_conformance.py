@@ -48,6 +48,12 @@ def wrong_sign(self, tensor, bits=4, group_size=32, v=0.0):
     return (codes + v - (v.detach() if isinstance(v, torch.Tensor) else v)) * scale, None, None
 
 
+def half_gradient(self, tensor, bits=4, group_size=32, v=0.0, max_scale=1.0):
+    scale, v = tensor.abs().amax() / 7, torch.as_tensor(v).reshape(tensor.shape) if isinstance(v, torch.Tensor) else v
+    codes = (tensor / scale + v).round().detach()
+    return (codes + 0.5 * (v - (v.detach() if isinstance(v, torch.Tensor) else v))) * scale, None, None
+
+
 def other_weight(self, codes):
     return torch.zeros(codes.shape, dtype=codes.dtype)
 
@@ -57,6 +63,7 @@ BROKEN = [
     ({"quant_tensor": writes}, "test_inputs_are_left_alone", (), "must not write into their inputs"),
     ({"quant_tensor": divides_by_zero}, "test_zeros_stay_zeros", (), "without NaN from a scale of zero"),
     ({"quant_tensor": wrong_sign}, "test_tuning_lowers_the_error_of_an_output", (False,), "sign right"),
+    ({"quant_tensor": half_gradient}, "test_gradients_agree_with_finite_differences", (), "gradient of v is"),
     (
         {"decode": other_weight}, "test_decoded_codes_are_the_tuned_weight",
         ((16, 64), torch.float32, torch.float16), r"decode\(encode\(w\)\) must equal quant_tensor\(w\) bit for bit",

@@ -13,9 +13,7 @@ from auto_round.schemes import PRESET_SCHEMES, QuantizationScheme
 
 
 @pytest.fixture
-def your_dtype():
-    before = list(declarations())
-
+def your_dtype(isolated_registry):
     @register_dtype(["your_dtype", "your_dtype_v2"])
     def quant_tensor_your_dtype(tensor, bits=4, group_size=128, v=0, min_scale=0, max_scale=0, imatrix=None, **kwargs):
         """Half of the range in the second variant."""
@@ -28,8 +26,7 @@ def your_dtype():
         q = round_ste(groups / scale + v).clamp(-top, top)
         return revert_tensor_by_pad(q * scale, shape, padding).to(tensor.dtype), scale, None
 
-    yield quant_tensor_your_dtype
-    declarations()[:] = before
+    return quant_tensor_your_dtype
 
 
 @pytest.fixture

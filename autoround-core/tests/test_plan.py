@@ -46,6 +46,17 @@ def test_layers_a_data_type_cannot_take_are_left_alone(registry):
 
 
 @torch.no_grad()
+def test_a_layer_without_weights_is_left_alone(registry):
+    model = make_model()
+    for proj in ("up_proj", "gate_proj", "down_proj"):  # a block without a middle
+        linear = model.model.layers[0].mlp.get_submodule(proj)
+        linear.weight = torch.nn.Parameter(linear.weight[:, :0] if proj == "down_proj" else linear.weight[:0])
+        linear.in_features, linear.out_features = reversed(linear.weight.shape)
+    made = {layer.name: layer for layer in AutoRound(model, scheme="STEPS4", registry=registry).plan().layers}
+    for name in ("up_proj", "gate_proj", "down_proj"):
+        assert made[f"model.layers.0.mlp.{name}"].reason == "it has no weights"
+
+
 def test_a_tied_head_gets_a_weight_of_its_own(registry, tokens, tmp_path):
     make_model(tiny_config(tie_word_embeddings=True)).save_pretrained(tmp_path / "model")
     job = AutoRound(

@@ -140,7 +140,7 @@ def test_a_run_that_fails_leaves_nothing(model_dir, registry, tokens, tmp_path, 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("auto_round.export.shards.save_file", full)
+    monkeypatch.setattr("auto_round.export.shards.ShardWriter.add", full)
     job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=0, registry=registry, **RUN)
     with pytest.raises(OutputError, match="full"):
         job.quantize_and_save(tmp_path / "out")

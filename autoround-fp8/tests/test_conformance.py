@@ -24,6 +24,7 @@ class TestE5M2(DataTypeConformance):
     name = "fp8_e5m2"
     schemes = schemes("fp8_e5m2", GROUPS[:3])
     scale_dtypes = (torch.float32,)
+    smooth = ()  # v counts in units of the scale, and steps are up to 8192 of them: no average reaches across one
 
 
 class TestBlocks(DataTypeConformance):

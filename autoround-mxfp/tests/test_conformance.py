@@ -8,6 +8,7 @@ from auto_round.testing.conformance import DataTypeConformance
 class Microscaling(DataTypeConformance):
     scale_dtypes = (None,)  # exponents are bytes
     scale_equivariant = (2.0, 0.25)  # a scale is a power of two
+    smooth = ("v",)  # which follows the largest weight in jumps
 
 
 def suite(name, bits, **more):

@@ -17,8 +17,11 @@ import torch
 from torch import nn
 
 from auto_round.calibration import CalibrationTokens, load_calibration
+from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
+    AutoRoundError,
     CalibrationError,
+    ContractError,
     ModelError,
     OutputError,
     PlanError,
@@ -266,6 +269,8 @@ class AutoRound:
                     yield block
                 for exporter in exporters:
                     exporter.finish()
+        except WrittenIntoError as error:
+            raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
         finally:
             progress.close()
         self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks))
@@ -344,6 +349,15 @@ def _told_unseen(block: BlockResult) -> str:
         f"no calibration token reached {count} layers of {block.name} ({first}{' and others' if count > 1 else ''}): "
         "they are quantized by their weights alone; more text, or other text, would serve them better."
     )
+
+
+def _told_maker(registry: Registry, data_type: str) -> str:
+    try:
+        maker = registry.provenance(data_type)
+    except AutoRoundError as unclear:  # two plugins claim the name
+        return str(unclear)
+    who = maker.distribution or f"plugin {maker.plugin}"
+    return f"It comes with {f'{who} {maker.version}'.strip()}."
 
 
 def _is_text(dataset: Any) -> bool:

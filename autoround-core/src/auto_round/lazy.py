@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from auto_round.errors import ContractError
+from auto_round.torch_defaults import ordinary_defaults
 
 __all__ = ["LazyDataType", "LazyFormat", "LazyPacking"]
 
@@ -35,11 +37,14 @@ class _Lazy:
         module_name, _, attribute = self.target.partition(":")
         if not module_name or not attribute:
             raise ContractError(f"{self.name}: the target {self.target!r} is not of the form 'module:attribute'.")
-        module = importlib.import_module(module_name)
+        with ordinary_defaults():
+            return self._found(importlib.import_module(module_name), attribute)
+
+    def _found(self, module: ModuleType, attribute: str) -> Any:
         try:
             loaded = getattr(module, attribute)
         except AttributeError as error:
-            raise ContractError(f"{self.name}: module {module_name} has no {attribute}.") from error
+            raise ContractError(f"{self.name}: module {module.__name__} has no {attribute}.") from error
         return loaded() if isinstance(loaded, type) else loaded
 
 

@@ -270,7 +270,7 @@ def _plan_layer(
         where = "tied to the input embedding" if info.tied else "outside the blocks"
         return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
     data_type = registry.data_type_for(scheme)
-    reason = data_type.supports(scheme, info.shape)
+    reason = data_type.supports(scheme, info.shape) if all(info.shape) else "it has no weights"
     if reason:
         return dataclasses.replace(spec, reason=reason)
     activation = registry.data_type_for(activation_scheme(spec.scheme)) if scheme.quantizes_activations else None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from auto_round.export import OutputFormat
     from auto_round.plan import LayerSpec
 
-__all__ = ["runtime_notes"]
+__all__ = ["obstacle", "runtime_notes"]
 
 
 def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> Iterator[str]:
@@ -31,13 +31,13 @@ def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) 
         for name, runtime in known.items():
             obstacles: dict[str, list[str]] = {}
             for layer in layers:
-                for obstacle in _obstacles(layer, name, output_format.name):
-                    obstacles.setdefault(obstacle, []).append(layer.name)
+                for found in _obstacles(layer, name, output_format.name):
+                    obstacles.setdefault(found, []).append(layer.name)
             if runtime.fuses:
                 for first, other in _torn_apart(layers):
                     obstacles.setdefault(f"it computes {other} and its like together, in one scheme", []).append(first)
-            for obstacle, names in obstacles.items():
-                yield f"{name} will not load {_and_more(names)} in format {output_format.name}: {obstacle}."
+            for found, names in obstacles.items():
+                yield f"{name} will not load {_and_more(names)} in format {output_format.name}: {found}."
             needs: dict[str, list[str]] = {}
             for layer in layers:
                 for need in _needs(layer, name, output_format.name):
@@ -53,14 +53,14 @@ def _obstacles(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterato
     if not records:
         yield f"it does not know {layer.data_type.name}"
         return
-    reasons = [_obstacle(layer, record) for record in records]
+    reasons = [obstacle(layer, record) for record in records]
     if all(reasons):
         yield str(reasons[0])
 
 
 def _needs(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
     """What a runtime needs for a layer; nothing where a record that takes it needs nothing."""
-    taking = [r.needs for r in _records(layer, runtime_name, format_name) if _obstacle(layer, r) is None]
+    taking = [r.needs for r in _records(layer, runtime_name, format_name) if obstacle(layer, r) is None]
     if all(taking):
         yield from taking[:1]
 
@@ -75,7 +75,8 @@ def _and_more(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _obstacle(layer: LayerSpec, record: Runtime) -> str | None:
+def obstacle(layer: LayerSpec, record: Runtime) -> str | None:
+    """Why a record does not take a layer, None if it does."""
     for field_name, allowed in record.limits.items():
         value = getattr(layer.scheme, field_name)
         if value not in allowed:

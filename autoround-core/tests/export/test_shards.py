@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from auto_round.errors import OutputError
 from auto_round.export.output import check_output, staged_output
@@ -17,6 +17,19 @@ def test_one_file_when_everything_fits(tmp_path):
     writer.add("a", torch.ones(3))
     writer.close()
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_file_is_what_safetensors_writes(tmp_path):
+    dtypes = [torch.float8_e4m3fn, torch.bool, torch.int64, torch.bfloat16, torch.float32, torch.uint8, torch.float16]
+    dtypes += [torch.int8, torch.int32, torch.float64, torch.int16, torch.float8_e5m2]
+    tensors = {f"größe.{n}": torch.arange(n + 3).to(dtype) for n, dtype in enumerate(dtypes)}
+    tensors |= {"scalar": torch.tensor(2.5), "none": torch.empty(0, 4), "a": torch.ones(3, 5)}
+    writer = ShardWriter(tmp_path)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.close()
+    save_file(tensors, tmp_path / "other", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "other").read_bytes()
 
 
 def test_several_files_and_an_index_transformers_reads(tmp_path):

@@ -11,7 +11,8 @@ from auto_round import AutoRound
 from auto_round.errors import AutoRoundError
 from auto_round.inference.convert_model import infer_target_device
 from auto_round.inference.packed_linear import PackedLinear
-from auto_round.plugins import default_registry
+from auto_round.plugins import Registry, default_registry
+from auto_round.testing.distributions import FakeDistribution
 
 
 @pytest.fixture
@@ -127,3 +128,30 @@ def test_a_checkpoint_whose_family_is_missing_says_what_to_install(checkpoint, i
 )
 def test_target_device(device_map, expected):
     assert infer_target_device(device_map) == expected
+
+
+TABLE = """
+import torch
+from auto_round.data_type.register import register_dtype
+LEVELS = torch.tensor([-1.0, -0.25, 0.0, 0.5])  # the natural way to write a grid down
+@register_dtype("table")
+def quant_tensor_table(tensor, bits=2, group_size=32): return LEVELS[(tensor > 0).long()], None, None
+"""
+
+
+LAZY = """
+from auto_round.hookspecs import LazyDataType, hookimpl
+@hookimpl
+def quant_tensor(): return [LazyDataType("table", "table_values:quant_tensor_table", "looked up")]
+"""
+
+
+@pytest.mark.parametrize("modules", [{"autoround_table": TABLE}, {"autoround_table": LAZY, "table_values": TABLE}])
+def test_plugins_that_are_imported_while_a_model_is_built_make_ordinary_tensors(tmp_path, modules):
+    fake = FakeDistribution("autoround-table", "1", {"table": "autoround_table"}, modules)
+    with fake.installed(tmp_path):
+        registry = Registry(allow=["table"])
+        with torch.device("meta"):
+            data_type = registry.data_type("table")
+            quantized, _, _ = data_type.quant_tensor(torch.ones(2, device="cpu"))
+        assert quantized.tolist() == [-0.25, -0.25]

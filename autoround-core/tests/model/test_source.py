@@ -69,9 +69,7 @@ def test_a_tensor_that_is_missing(model_dir):
     tensors = load_file(model_dir / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, model_dir / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match=r"lacks 1 weights of LlamaForCausalLM, model\.layers\.1\.mlp\.up_proj\.weight"
-    ):
+    with pytest.raises(ModelError, match=r"lack 1 weights of LlamaForCausalLM, model\.layers\.1\.mlp\.up_proj\.weight"):
         open_model(model_dir).load()
 
 

@@ -4,7 +4,6 @@ import types
 
 import pytest
 
-from auto_round.data_type.register import declarations
 from auto_round.plugins import Registry
 from auto_round.testing.distributions import FakeDistribution, importable
 
@@ -78,10 +77,8 @@ def plain_environment(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def declared_as_before():
-    before = list(declarations())
-    yield
-    declarations()[:] = before
+def as_before(isolated_registry):
+    """What a test declares is gone afterwards."""
 
 
 @pytest.fixture

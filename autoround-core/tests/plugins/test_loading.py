@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import re
 
 import pytest
@@ -25,6 +26,7 @@ BROKEN = {
         "hook quant_tensors does not exist in version 1.0 .* did you mean quant_tensor",
     ),
     "wrong hook argument": (f"{HOOKS}\n@hookimpl\ndef schemes(registry): return {{}}", "schemes.*registry"),
+    "panics": ("class PanicException(BaseException): pass\nraise PanicException('rust')", "PanicException: rust"),
     "hook raises": (f"{HOOKS}\n@hookimpl\ndef schemes(): raise KeyError('x')", "KeyError"),
     "hook exits": (f"{HOOKS}\n@hookimpl\ndef schemes(): raise SystemExit('bye')", "SystemExit: bye"),
     "no version": ("AUTO_ROUND_API = 1.0", 'AUTO_ROUND_API is 1.0; it is written as "1.0"'),
@@ -52,10 +54,53 @@ def test_a_broken_plugin_is_one_line_and_the_others_work(site, case, caplog, sou
         registry.data_type("acme:acme_before")
 
 
-def test_no_module_of_the_name(site):
+def test_stale_metadata_whose_module_is_gone(site, sources):
     site.add("autoround-acme", module="acme_there")
     (site.folder / "acme_there.py").unlink()
-    assert site.report("acme").state == "broken"
+    site.add("autoround-emca", sources.declaring("emca_fp5"))
+    registry = site.registry()
+    line = registry.report()[1]
+    assert line.state == "broken"
+    assert line.reason == (
+        "its metadata names the module acme_there, which is not there: "
+        "pip install --force-reinstall autoround-acme, or pip uninstall it."
+    )
+    assert registry.data_type_names() == ["emca_fp5"]
+
+
+def test_a_dependency_that_is_gone_is_not_taken_for_the_plugins_own_module(site):
+    site.add("autoround-acme", "import autoround_acme_kernels")
+    assert site.report("acme").reason == "ModuleNotFoundError: No module named 'autoround_acme_kernels'"
+
+
+@pytest.mark.parametrize("value", ["not a module!", "autoround_acme:nothing", ""])
+def test_an_entry_point_that_leads_nowhere(site, sources, value):
+    site.add("autoround-acme", sources.declaring("acme_fp5"))
+    (site.folder / "autoround_acme-1.0.dist-info/entry_points.txt").write_text(f"[auto_round.dtypes]\nacme = {value}\n")
+    site.add("autoround-emca", sources.declaring("emca_fp5"))
+    registry = site.registry()
+    assert registry.data_type_names() == ["emca_fp5"]
+    told = [line.reason for line in registry.report() if line.name == "acme"] or registry.warnings
+    assert told
+    assert all(told)
+
+
+@pytest.mark.parametrize("where", ["while it is imported", "in a hook"])
+def test_a_slow_plugin_is_named_and_works(site, monkeypatch, sources, where):
+    slow = "import acme_clock\nacme_clock.wait()\n" + sources.declaring("acme_fp5")
+    if where == "in a hook":
+        hook = "import acme_clock\n@hookimpl\ndef quant_tensor():\n    acme_clock.wait()\n    return []\n"
+        slow = HOOKS + hook + sources.declaring("acme_fp5")
+    site.add("autoround-acme", slow, acme_clock="waited = []\ndef wait(): waited.append(1)")
+    site.add("autoround-emca", sources.declaring("emca_fp5"))
+    acme_clock, passed = importlib.import_module("acme_clock"), loading.time.perf_counter
+    monkeypatch.setattr(loading.time, "perf_counter", lambda: passed() + 2.34 * len(acme_clock.waited))
+    registry = site.registry()
+    _, acme, emca = registry.report()
+    assert (acme.state, acme.reason, acme.data_types) == ("loaded", "", ("acme_fp5",))
+    (note,) = acme.notes
+    assert note.startswith("it took 2.3 s to load, and every listing waits for that: name what is heavy in Lazy rec")
+    assert emca.notes == ()
 
 
 def test_an_interrupt_is_not_swallowed_and_loading_starts_over(site, monkeypatch):

@@ -61,10 +61,12 @@ class BlockInputs:
     """Attributes:
     hidden: input of the first block, [samples, length, features], in the model's dtype.
     calls: for each batch size that occurs, the calls of all blocks in order.
+    as_tuple: whether blocks return a tuple that begins with their hidden states.
     """
 
     hidden: torch.Tensor
     calls: dict[int, list[BlockCall]] = field(default_factory=dict)
+    as_tuple: bool = False
 
 
 class _Recorder(nn.Module):
@@ -130,7 +132,7 @@ def capture_block_inputs(
             hidden_parts.append(hidden)
         seen.append(call)
 
-    inputs = BlockInputs(torch.empty(0))
+    inputs = BlockInputs(torch.empty(0), as_tuple=as_tuple)
     with _replaced(blocks, lambda block: _Recorder(block, record, as_tuple)):
         for size in (*extra_batch_sizes, 0):
             batches = [input_ids[:size]] if size else list(input_ids.split(batch_size))
@@ -150,17 +152,19 @@ def capture_block_inputs(
 
 
 @torch.no_grad()
-def run_after_blocks(model: nn.Module, block_list: str, input_ids: torch.Tensor, hidden: torch.Tensor) -> None:
+def run_after_blocks(
+    model: nn.Module, block_list: str, input_ids: torch.Tensor, hidden: torch.Tensor, *, as_tuple: bool
+) -> None:
     """Run what comes after the blocks, on given outputs of the last one, for those who watch.
 
     Args:
         input_ids: int64 [batch, length], the tokens the hidden states belong to.
         hidden: output of the last block, [batch, length, features].
+        as_tuple: see `BlockInputs`; the blocks themselves need not be there any more.
     """
     blocks = model.get_submodule(block_list)
     assert isinstance(blocks, nn.ModuleList)
     device = next(model.parameters()).device
-    as_tuple = _returns_tuple(model, blocks, input_ids[:1, :2].to(device))
 
     def hand_out(_hidden: torch.Tensor, _call: BlockCall) -> None:
         """Blocks between the first and the last are not asked for anything."""

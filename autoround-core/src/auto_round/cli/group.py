@@ -32,13 +32,13 @@ class CommandEntry:
 class LazyGroup(click.Group):
     """A click group over a table of commands that are not imported yet."""
 
-    def __init__(self, *args: Any, entries: Mapping[str, CommandEntry], default: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, entries: Mapping[str, CommandEntry], default: str = "", **kwargs: Any) -> None:
         """Make the group.
 
         Args:
             args, kwargs: as for `click.Group`.
             entries: commands by name.
-            default: the command that is meant when the first argument names none.
+            default: the command that is meant when the first argument names none, "" where that is an error.
         """
         super().__init__(*args, **kwargs)
         self._entries = dict(entries)
@@ -64,6 +64,8 @@ class LazyGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find out which command is meant."""
+        if not self._default:
+            return super().parse_args(ctx, args)
         own = args[: args.index("--")] if "--" in args else args
         if "--traceback" in own:  # wherever it stands, it is the group's
             args = ["--traceback", *(a for n, a in enumerate(args) if n >= len(own) or a != "--traceback")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from auto_round.cli.group import CommandEntry, LazyGroup
 from auto_round.cli.tables import write_table
 
 if TYPE_CHECKING:
@@ -21,13 +22,20 @@ __all__ = ["dtypes", "formats", "plugins", "schemes"]
 _as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON; its keys do not change.")
 
 
-@click.command()
+@click.group(
+    cls=LazyGroup,
+    entries={"show": CommandEntry("auto_round.cli.spec_card:show", "Show one of them: grid, layout, where it loads.")},
+    invoke_without_command=True,
+)
 @_as_json
-def dtypes(*, as_json: bool) -> None:
+@click.pass_context
+def dtypes(context: click.Context, *, as_json: bool) -> None:
     """List the data types.
 
     JSON: {"dtypes": [{name, plugin, distribution, version, state, summary}], "warnings": [text]}.
     """
+    if context.invoked_subcommand is not None:
+        return
     _list("dtypes", lambda registry: [_listed(entry) for entry in registry.listing("data type")], as_json=as_json)
 
 

@@ -18,7 +18,12 @@ COMMANDS = {
     "schemes": CommandEntry("auto_round.cli.listings:schemes", "List the named schemes."),
     "dtypes": CommandEntry("auto_round.cli.listings:dtypes", "List the data types."),
     "formats": CommandEntry("auto_round.cli.listings:formats", "List the output formats."),
+    "runtimes": CommandEntry(
+        "auto_round.cli.runtimes:runtimes", "List what loads which schemes, from which version on."
+    ),
+    "new-dtype": CommandEntry("auto_round.cli.new_dtype:new_dtype", "Write a package with a data type of your own."),
     "plugins": CommandEntry("auto_round.cli.listings:plugins", "List the plugins: what works, what does not, and why."),
+    "doctor": CommandEntry("auto_round.cli.doctor:doctor", "Check the installation; say how to mend what is broken."),
 }
 
 

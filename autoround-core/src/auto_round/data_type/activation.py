@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from auto_round.data_type.record import DataType
+from auto_round.data_type.untouched import check_untouched, writes_into
 
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
@@ -49,11 +50,20 @@ class ActivationQuantizer:
             "min_scale": torch.ones(1, device="cpu"),
             "max_scale": torch.ones(1, device="cpu"),
         }
+        self._checked = False
         self._offers = {name: value for name, value in offers.items() if name in data_type.offers}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The input as the quantized model sees it: same shape, dtype and device; straight-through gradient."""
+        if not x.numel():  # an expert that no token was sent to; data types need not know of it
+            return x
         offers = {**self._offers, **self.frozen}
         moved = {n: o.to(x.device) if isinstance(o, torch.Tensor) else o for n, o in offers.items()}
+        if self._checked:
+            seen, _, _ = self.data_type.quant_tensor(x, **moved)
+            return seen
+        writes = writes_into(x)
         seen, _, _ = self.data_type.quant_tensor(x, **moved)
+        check_untouched(x, writes, self.data_type.name, "the input of a layer")
+        self._checked = True
         return seen

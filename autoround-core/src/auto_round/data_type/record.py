@@ -75,6 +75,8 @@ class DataType:
             None if there is no difference.
         scale_dtype: dtype of scales where no format decides it; None for float16.
         runtimes: where its files load.
+        encodes: whether `encode` and `decode` exist, so that formats other than `fake` can hold it.
+        searches: whether `search` exists.
     """
 
     name: str
@@ -84,9 +86,7 @@ class DataType:
     scale_dtype: torch.dtype | None = None
     runtimes: tuple[Runtime, ...] = ()
     encodes: ClassVar[bool] = False
-    """Whether `encode` and `decode` exist, so that formats other than `fake` can hold it."""
     searches: ClassVar[bool] = False
-    """Whether `search` exists."""
 
     def quant_tensor(self, tensor: torch.Tensor, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
         """Quantize and dequantize, differentiable in `v`, `min_scale` and `max_scale`; see `register_dtype`.
@@ -186,7 +186,10 @@ class DataType:
         return float(scheme.bits)
 
     def describe(self) -> Mapping[str, Any]:
-        """The spec card: grid, layout, scale format."""
+        """What people should know without reading the code, as plain data that JSON can hold; for spec cards.
+
+        `name` and `summary` are there; beyond them whatever tells the grid, the scale and the stored form apart.
+        """
         return {"name": self.name, "summary": self.summary or (self.__doc__ or "").strip()}
 
 

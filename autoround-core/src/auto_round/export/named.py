@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from auto_round.data_type import Codes
 from auto_round.data_type.activation import INPUT_PREFIX
 from auto_round.export.packing import Packing, TensorLayout
 from auto_round.plan import activation_scheme
+from auto_round.torch_defaults import ordinary_defaults
 
 if TYPE_CHECKING:
     from auto_round.plugins import Registry
@@ -40,7 +40,7 @@ class NamedCodes(Packing):
 
     def layout(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> Mapping[str, TensorLayout]:
         data_type = self._registry.data_type_for(scheme)
-        with _plain_defaults():
+        with ordinary_defaults():
             weight = torch.ones(shape)
             tensors = dict(data_type.encode(weight, scheme, **data_type.share([weight], scheme)).tensors)
             if scheme.quantizes_activations and scheme.act_dynamic is False:
@@ -62,15 +62,3 @@ class NamedCodes(Packing):
     ) -> Codes:
         named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
         return Codes(data_type, scheme, shape, dtype, named)
-
-
-@contextmanager
-def _plain_defaults() -> Iterator[None]:
-    """Models are built on the meta device, where codes cannot be made, and with their own dtype as the default one."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(before)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from auto_round.errors import ModelError
@@ -20,6 +19,7 @@ from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
+from auto_round.model.weights import OUTSIDE, PartLoader, build, first_line
 from auto_round.plugins import Registry, default_registry
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
@@ -32,10 +32,11 @@ class OpenModel:
     Attributes:
         name: what the user wrote, or the name the model object carries.
         directory: its files, None for a model object that came without.
-        model: the modules; on the meta device, without weights, until `load` is called.
+        model: the modules; parts are on the meta device, without weights, until `bring` is called for them.
         structure: its blocks and linear layers.
         headers: its tensors as they are, or would be, stored at full precision; empty without a directory.
         tokenizer: given or loaded when first asked for, see `require_tokenizer`.
+        loader: what brings parts in, once the first was asked for.
         reader: what makes `headers` of what is really `stored`, weights in `dtype`.
     """
 
@@ -49,6 +50,7 @@ class OpenModel:
     reader: WeightReader = field(default_factory=PlainReader)
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
+    loader: PartLoader | None = None
 
     @property
     def architecture(self) -> str:
@@ -98,7 +100,7 @@ class OpenModel:
                 self.tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
             except (OSError, ValueError, KeyError, ImportError) as error:
                 raise ModelError(
-                    f"no tokenizer could be loaded from {self.directory} ({_first_line(error)}); "
+                    f"no tokenizer could be loaded from {self.directory} ({first_line(error)}); "
                     "put the tokenizer files there or pass calibration data as token ids."
                 ) from error
         if self.tokenizer is None:
@@ -108,46 +110,54 @@ class OpenModel:
         return self.tokenizer
 
     def load(self) -> None:
-        """Read the weights, in the dtype they are stored in; does nothing if they are there.
+        """Read all weights, in the dtype they are stored in; does nothing if they are there.
 
         Raises:
             ModelError: they cannot be read, are incomplete, or are not numbers.
         """
-        if self.directory is None or not any(p.is_meta for p in self.model.parameters()):
-            return
-        try:
-            loaded, info = self._from_pretrained()
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise ModelError(
-                f"{self.directory} lacks {len(missing)} weights of {self.architecture}, {missing[0]} first."
-            )
-        mismatched = sorted(str(key) for key in info.get("mismatched_keys", ()))
-        if mismatched:
-            raise ModelError(
-                f"{self.directory}: the stored shape of {mismatched[0]} is not the one its config describes."
-            )
-        self.model = loaded.eval().requires_grad_(False)
-        split_experts(self.model)
-        self.check_finite()
+        for part in (OUTSIDE, *self.structure.blocks):
+            self.bring(part)
 
-    def _from_pretrained(self) -> tuple[Any, dict[str, Any]]:
-        from transformers import AutoModelForCausalLM
+    def bring(self, part: str) -> None:
+        """Read the weights of one block, or of everything outside the blocks; does nothing if they are there.
+
+        Raises:
+            ModelError: they cannot be read, are incomplete, or are not numbers.
+        """
+        if self.directory is None:
+            return
+        if self.loader is None:
+            try:
+                built = build(self.model.config, self._load_dtype(), trust_remote_code=self.trust_remote_code)
+                self._add_generation_config(built)
+                self.loader = PartLoader(
+                    built, self.structure.blocks, self.headers, self.stored, self.reader, self._load_dtype()
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ModelError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
+            self.model = built
+        try:
+            self.loader.load(part)
+        except ModelError as error:
+            raise ModelError(f"{self.directory}: {error}") from error.__cause__
+
+    def release(self, part: str) -> None:
+        """Let go of the weights of a block that can be read again."""
+        if self.loader is not None:
+            self.loader.release(part)
+
+    def _load_dtype(self) -> torch.dtype:
+        """What transformers takes for `dtype="auto"`: what the config says, else what the files have."""
+        told = getattr(self.model.config, "dtype", None)
+        stored = (header.dtype for header in self.headers.values() if header.dtype.is_floating_point)
+        return told if isinstance(told, torch.dtype) else next(stored, self.dtype)
+
+    def _add_generation_config(self, model: Any) -> None:
+        from transformers import GenerationConfig
 
         assert self.directory is not None
-        if isinstance(self.reader, PlainReader):
-            loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
-                self.directory, dtype="auto", output_loading_info=True, trust_remote_code=self.trust_remote_code
-            )
-            return loaded
-        tensors = dict(self.reader.read_all(self.headers, self.stored, self.dtype))
-        config = self.model.config
-        made: tuple[Any, dict[str, Any]] = type(self.model).from_pretrained(
-            None, config=config, state_dict=tensors, dtype=self.dtype, output_loading_info=True
-        )
-        return made
+        if model.can_generate() and (self.directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(self.directory)
 
     def check_finite(self) -> None:
         """Refuse weights that are not numbers.
@@ -213,7 +223,7 @@ def open_model(
             bare = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise ModelError(
-            f"{directory} is no causal language model that transformers can build: {_first_line(error)}"
+            f"{directory} is no causal language model that transformers can build: {first_line(error)}"
         ) from error
     reader = _reader(directory, config, registry)
     dtype = getattr(config, "dtype", None)
@@ -270,8 +280,3 @@ def _tied_names(model: nn.Module) -> set[str]:
         if seen.setdefault(id(tensor), name) != name:
             repeated.add(name)
     return repeated
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]

@@ -36,7 +36,9 @@ def make(claim: Claim, registry: Registry) -> Any:
             made = _loaded(claim)
         except ContractError as error:
             raise ContractError(f"{claim.kind} {claim.name} of {claim.plugin.label}: {error}") from error
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as in `loading.load`
             raise PluginError(
                 f"{claim.kind} {claim.name} of {claim.plugin.label} cannot be loaded: {type(error).__name__}: {error}"
             ) from error

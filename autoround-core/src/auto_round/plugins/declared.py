@@ -7,7 +7,8 @@ plugin during whose import it was declared; otherwise to nobody, that is to the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from auto_round.data_type.record import FunctionDataType
 from auto_round.data_type.register import Declaration, declarations
@@ -15,7 +16,16 @@ from auto_round.errors import ContractError
 from auto_round.names import normalise
 from auto_round.plugins.records import UNAVAILABLE, Claim, Plugin
 
-__all__ = ["Declared", "check_declared", "claim_module", "forget", "note_import", "owner_module", "snapshot"]
+__all__ = [
+    "Declared",
+    "as_before",
+    "check_declared",
+    "claim_module",
+    "forget",
+    "note_import",
+    "owner_module",
+    "snapshot",
+]
 
 _made_by: dict[int, tuple[Declaration, str]] = {}
 """Declarations made while a plugin was imported, by identity: with the module that was imported."""
@@ -37,6 +47,17 @@ def claim_module(module: str) -> None:
 def snapshot() -> tuple[list[Declaration], int]:
     """Differs from an earlier one if what is declared, or whose it is, may have changed."""
     return list(declarations()), len(_claimed_modules)
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Afterwards, what is declared and whose it is are as they were."""
+    declared, claimed = list(declarations()), set(_claimed_modules)
+    try:
+        yield
+    finally:
+        declarations()[:] = declared
+        _claimed_modules.intersection_update(claimed)
 
 
 def forget(module: str, modules: Mapping[str, Plugin], start: int) -> None:

@@ -100,7 +100,9 @@ class Holdings:
             except AutoRoundError as error:
                 kind = ContractError if isinstance(error, ContractError) else PluginError
                 raise kind(f"plugin {name} cannot be registered: {error}") from error
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # as in `loading.load`
                 raise PluginError(f"plugin {name} cannot be registered: {type(error).__name__}: {error}") from error
             self._given.append(loaded)
             self._current = None

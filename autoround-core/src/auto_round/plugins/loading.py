@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 
@@ -20,11 +21,18 @@ from auto_round.plugins.declared import check_declared, claim_module, forget, no
 from auto_round.plugins.offered import collect
 from auto_round.plugins.records import Plugin, Source
 from auto_round.plugins.tracing import trace_if_asked
+from auto_round.torch_defaults import ordinary_defaults
 
 __all__ = ["HOOKS", "STRICT", "load", "strict"]
 
 STRICT = "AUTO_ROUND_STRICT_PLUGINS"
 HOOKS = ("quant_tensor", "schemes", "exporters")
+SLOW = 1.0
+"""Seconds from which on a plugin is told that listings wait for it."""
+_SLOW_NOTE = (
+    "it took {:.1f} s to load, and every listing waits for that: name what is heavy in Lazy records, which are "
+    "imported when they are asked for."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +56,10 @@ def load(source: Source, modules: Mapping[str, Plugin], *, raising: bool = False
     plugin = Plugin(source)
     start = len(declarations())
     known = {*modules, source.module}
+    began = time.perf_counter()
     try:
-        plugin.loaded = source.load()
+        with ordinary_defaults():
+            plugin.loaded = source.load()
         if source.module:
             claim_module(source.module)
             note_import(source.module, start)
@@ -57,18 +67,23 @@ def load(source: Source, modules: Mapping[str, Plugin], *, raising: bool = False
         plugin.claims = collect(_manager(plugin), plugin)
         if source.module:
             check_declared(source.module, known)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and what panicking native code raises, are no Exception
         # A plugin given by hand was imported by somebody else; what it declared is not ours to undo.
         if not raising and source.module:
             forget(source.module, modules, start)
         plugin.claims = []
         plugin.state = "refused" if isinstance(error, _RefusedError) else "broken"
-        plugin.reason = _sentence(error)
+        plugin.reason = _sentence(error, source)
         if raising or strict():
             raise
         if plugin.state == "broken":
             plugin.traceback = "".join(traceback.format_exception(error))
         logger.warning("%s is %s and left out: %s", plugin.label, plugin.state, plugin.reason)
+    seconds = time.perf_counter() - began
+    if seconds >= SLOW:
+        plugin.notes = (_SLOW_NOTE.format(seconds),)
     return plugin
 
 
@@ -106,9 +121,14 @@ def _manager(plugin: Plugin) -> pluggy.PluginManager:
     return manager
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, source: Source) -> str:
     if isinstance(error, SystemExit):
         return f"it ended the program (SystemExit: {error}) instead of loading."
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{source.module}.".startswith(f"{error.name}."):
+        return (
+            f"its metadata names the module {source.module}, which is not there: "
+            f"pip install --force-reinstall {source.distribution}, or pip uninstall it."
+        )
     text = " ".join(str(error).split())
     if isinstance(error, AutoRoundError):
         return text

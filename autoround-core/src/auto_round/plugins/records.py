@@ -97,6 +97,7 @@ class Plugin:
     state: State = "loaded"
     reason: str = ""
     traceback: str = ""
+    notes: tuple[str, ...] = ()
     claims: list[Claim] = field(default_factory=list)
     loaded: object = None
 

@@ -37,7 +37,7 @@ def report_on(plugin: Plugin, catalogue: Catalogue) -> PluginReport:
         schemes=names["scheme"],
         formats=names["format"],
         packings=names["packing"],
-        notes=plugin.source.notes,
+        notes=(*plugin.source.notes, *plugin.notes),
         traceback=plugin.traceback,
     )
 

@@ -187,7 +187,8 @@ def _observe_outside(
     with observer.watching():
         for part in chains.batches():
             observer.mask = None if chains.mask is None else chains.mask[part]
-            run_after_blocks(model.model, model.structure.block_list, tokens.input_ids[part], chains.reference[part])
+            hidden, as_tuple = chains.reference[part], chains.recorded.as_tuple
+            run_after_blocks(model.model, model.structure.block_list, tokens.input_ids[part], hidden, as_tuple=as_tuple)
     return observer
 
 
@@ -263,6 +264,7 @@ def _put(block: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 def _finish(tunable: TunableLinear, places: Sequence[Any]) -> LayerResult:
     """The layer's result; plain layers get the weight every runtime will see, and see their input as it will."""
     result = tunable.finish()
+    tunable.check_weight()
     for linear in places:
         linear.weight.copy_(result.weight.T if result.layer.transposed else result.weight)
         if tunable.activation is not None:

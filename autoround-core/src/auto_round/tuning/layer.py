@@ -13,6 +13,7 @@ from torch import nn
 
 from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
+from auto_round.data_type.untouched import check_untouched, writes_into
 from auto_round.plan import LayerSpec
 from auto_round.tuning.result import LayerResult
 
@@ -33,10 +34,12 @@ class TunableLinear(nn.Module):
     def __init__(self, linear: Any, layer: LayerSpec, compute_dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         assert layer.data_type is not None
-        weight: torch.Tensor = linear.weight.detach().to(device)
+        # `data`, and not `detach`, has a count of writes of its own: neighbours in one tensor of experts do not count.
+        weight: torch.Tensor = linear.weight.data.to(device)
         self.layer = layer
         self.data_type = layer.data_type
         self.weight = weight.T.contiguous() if layer.transposed else weight
+        self._writes = writes_into(self.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
         self.compute_dtype = compute_dtype
         self.learnt = nn.ParameterDict()
@@ -87,6 +90,14 @@ class TunableLinear(nn.Module):
                 self._tuned = self.data_type.tuned_after_search
         if imatrix is not None and "imatrix" in self._accepted:
             self._fixed["imatrix"] = imatrix
+
+    def check_weight(self) -> None:
+        """Refuse a data type that has written into the original weight.
+
+        Raises:
+            WrittenIntoError: it has.
+        """
+        check_untouched(self.weight, self._writes, self.data_type.name, f"the weight of layer {self.layer.name}")
 
     def make_learnable(self, minmax: bool) -> None:
         """Add the parameters the data type learns, at their neutral values."""

@@ -89,6 +89,8 @@ def tune_block(
     ]
     keeper = _Keeper([p for p, _ in slots], samples, batch_size, device)
     keeper.look(0)
+    for layer in layers:
+        layer.check_weight()
     looks = _looks(options.iters)
     batches = _batches(len(samples.inputs), batch_size, generator)
     for step in range(options.iters):

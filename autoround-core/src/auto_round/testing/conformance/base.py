@@ -37,6 +37,9 @@ class Declared:
         one_scale: whether all rows of a weight share a scale, besides those that `group_size` says.
         offsets_matter: whether `v` can change what large weights become; not so where it counts in units that are far
             below the steps of a floating grid.
+        smooth: the learnt parameters that the weight is a smooth function of once rounding is averaged out; not those
+            that a scale follows in jumps, a power of two say.
+        gradient_tolerance: how far gradients may lie from finite differences of that function, as a part of them.
         search_may_lose: how many times as large the weighted squared error may become by a search that minimises
             something else as well.
         golden: file of recorded results, beside the test; written when it does not exist. None for none.
@@ -51,6 +54,8 @@ class Declared:
     tolerates: ClassVar[float] = 0.0
     one_scale: ClassVar[bool] = False
     offsets_matter: ClassVar[bool] = True
+    smooth: ClassVar[Sequence[str]] = ("v", "min_scale", "max_scale")
+    gradient_tolerance: ClassVar[float] = 0.1
     search_may_lose: ClassVar[float] = 1.0 + 1e-5
     golden: ClassVar[str | None] = None
 

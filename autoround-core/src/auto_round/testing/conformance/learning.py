@@ -9,10 +9,23 @@ import torch
 from auto_round.data_type import DataType
 from auto_round.schemes import QuantizationScheme
 from auto_round.testing.conformance.base import Declared, weight_like
+from auto_round.tuning.layer import TunableLinear
 
 __all__ = ["LearningTests"]
 
 STEPS = 60
+
+OFFSETS = 64
+"""Offsets that one average is taken over."""
+
+DELTA = 0.05
+"""Half the width of a finite difference, in units of what is learnt."""
+
+POINTS = 4
+"""Places within that width where the gradient is taken."""
+
+CUT = 0.7
+"""Where ends of ranges are held: the outliers beyond are cut off, and nothing else comes near."""
 
 
 class LearningTests(Declared):
@@ -36,6 +49,57 @@ class LearningTests(Declared):
         # Of the two ends of a range one may count and the other not.
         ends = layer.learnt.keys() - {"v"}
         assert moved & ends or not ends, f"{', '.join(ends)}: declared as tuned, and the gradient is zero everywhere."
+
+    def test_gradients_agree_with_finite_differences(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        """Where rounding is averaged out, the weight is a smooth function of what is learnt, with a slope to measure.
+
+        Rounding x + u to whole numbers, u spread evenly over one step, gives x on average: so averages over offsets of
+        `v` have an ordinary derivative, and a straight-through gradient, averaged in the same way, must be it. The
+        difference over an interval is the mean of the gradient over it. Compared are sums over a layer, in which what
+        the steps of floating grids and of zero points leave averages out.
+        """
+        layer = self.layer(data_type, scheme, _away_from_edges())
+        layer.make_learnable(minmax=True)
+        # Of four values two are ends: near them lies everything, and only offsets have an average to compare.
+        smooth = [name for name in self.smooth if name == "v" or scheme.bits > 2]
+        learnt = [name for name in smooth if name in layer.learnt]
+        if not learnt or not self.offsets_matter:
+            pytest.skip("declared: nothing that is learnt is smooth")
+        for name in learnt:
+            # A longer range moves large weights away from zero; offsets move all of them up.
+            along = torch.ones_like(layer.weight) if name == "v" else layer.weight.sign()
+            at = 0.0 if name == "v" else CUT
+            with torch.no_grad():
+                above, below = (self._averaged(layer, name, at + d, along).item() for d in (DELTA, -DELTA))
+            slope = (above - below) / (2 * DELTA)
+            layer.learnt.zero_grad()
+            for point in range(POINTS):
+                self._averaged(layer, name, at + DELTA * (2 * (point + 0.5) / POINTS - 1), along, learn=True)
+            gradient = layer.learnt[name].grad
+            assert gradient is not None, f"{name} is declared as tuned and gets no gradient."
+            found = float(gradient.sum()) / POINTS
+            told = f"the gradient of {name} is {found:.4g}; finite differences of the averaged weight are {slope:.4g}."
+            assert abs(found - slope) <= self.gradient_tolerance * abs(slope), told
+
+    def _averaged(
+        self, layer: TunableLinear, name: str, value: float, along: torch.Tensor, *, learn: bool = False
+    ) -> torch.Tensor:
+        """The weight's sum along a direction, one parameter at a value, averaged over offsets; with `.grad` of it."""
+        total = torch.zeros(())
+        for step in range(OFFSETS):
+            with torch.no_grad():
+                offset = (step + 0.5) / OFFSETS - 0.5
+                for other, parameter in layer.learnt.items():
+                    # The other end of a range stays out of the way of the one that moves.
+                    parameter.fill_(0.0 if other == "v" else CUT - 4 * DELTA)
+                layer.learnt[name].fill_(value)
+                if "v" in layer.learnt:
+                    layer.learnt["v"].add_(offset)
+            part = (layer.quantized_weight().float() * along).sum() / OFFSETS
+            if learn:
+                part.backward()
+            total += part.detach()
+        return total
 
     @pytest.mark.parametrize("search", [False, True])
     def test_tuning_lowers_the_error_of_an_output(
@@ -84,3 +148,16 @@ class LearningTests(Declared):
         before, after = ((importance * (q.detach() - weight).square()).sum() for q in (plain, found))
         told = f"the search made the weighted error {after / before:.3f} times as large."
         assert after <= before * self.search_may_lose, told
+
+
+def _away_from_edges() -> torch.Tensor:
+    """Weights well within a range and, in every run of 16, two far out, [32, 256].
+
+    Within one step of where a grid ends, a straight-through gradient is none of the averaged weight; nothing is there.
+    """
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.rand(32, 256, generator=generator).sub_(0.5).mul_(0.4)
+    ends = torch.rand(32, 16, 2, generator=generator).mul_(0.03).add_(0.97)
+    runs = weight.view(32, 16, 16)
+    runs[..., 3], runs[..., 11] = -ends[..., 0], ends[..., 1]
+    return weight

@@ -76,6 +76,20 @@ class ValueTests(Declared):
         nothing = self.quantized(data_type, scheme, torch.zeros(self.shapes[0]))
         assert bool((nothing == 0).all()), "a weight of zeros must stay zeros."
 
+    def test_devices_agree(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        """On an accelerator the same numbers come out, but for weights so near the middle of two that both are right.
+
+        Kernels may multiply by a reciprocal where a CPU divides, which moves a quotient by one unit in the last place.
+        """
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is None:
+            pytest.skip("there is no accelerator")
+        weight = weight_like(self.shapes[0])
+        there = self.quantized(data_type, scheme, weight.to(accelerator))
+        assert there.device.type == accelerator.type, "quant_tensor must return the tensor on the device it was given."
+        differing = (there.cpu() != self.quantized(data_type, scheme, weight)).float().mean()
+        assert differing <= 0.005, f"{differing:.1%} of the weights differ between {accelerator.type} and cpu."
+
     @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12])
     def test_tiny_and_huge_weights_stay_finite(
         self, data_type: DataType, scheme: QuantizationScheme, size: float

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights from files into modules, a part of the model at a time.
+
+transformers decides which stored tensor becomes which parameter: it renames, stacks and splits them for many models.
+Its own loader is called for one part after the other, so that a part is exactly what loading everything gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from auto_round.errors import ModelError
+from auto_round.model.experts import split_experts
+from auto_round.model.reader import PlainReader, StoredFiles, WeightReader
+
+if TYPE_CHECKING:
+    from auto_round.model.source import StoredTensor
+
+__all__ = ["OUTSIDE", "PartLoader", "build", "first_line"]
+
+OUTSIDE = ""
+"""The part that is everything outside the blocks."""
+
+
+def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
+    """The modules of a model: parameters on the meta device, buffers, which files may not have, where they compute."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval().requires_grad_(False)
+
+
+class PartLoader:
+    """Brings the blocks of a model in, and lets go of them again.
+
+    Attributes:
+        model: as `build` returned it; blocks that are there have their experts taken apart.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: tuple[str, ...],
+        headers: Mapping[str, StoredTensor],
+        stored: Mapping[str, StoredTensor],
+        reader: WeightReader,
+        dtype: torch.dtype,
+    ) -> None:
+        """Args:
+        blocks: names of the blocks.
+        headers, stored, reader, dtype: as in `OpenModel`.
+        """
+        self.model = model
+        self._blocks = blocks
+        self._headers, self._stored, self._reader, self._dtype = headers, stored, reader, dtype
+        self._names = self._sort_names()
+        self._present: set[str] = set()
+        # As transformers fills them; between times a block stands there in our form, on the meta device.
+        self._templates = {block: model.get_submodule(block) for block in blocks}
+        for block, template in self._templates.items():
+            self._put(block, self._apart(copy.deepcopy(template)))
+
+    def load(self, part: str) -> None:
+        """Bring a part in; nothing happens if it is there.
+
+        Raises:
+            ModelError: its tensors cannot be read, are incomplete, of another shape, or are not numbers.
+        """
+        if part in self._present:
+            return
+        if part:
+            self._put(part, copy.deepcopy(self._templates[part]))
+        try:
+            mismatched = self._convert(self._names[part])
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{part or 'the model'} cannot be loaded: {first_line(error)}") from error
+        if part:
+            self._apart(self.model.get_submodule(part))
+        else:
+            self.model.tie_weights()
+            self.model.requires_grad_(False)
+        self._check(part, mismatched)
+        self._present.add(part)
+
+    def release(self, part: str) -> None:
+        """Let go of the weights of a part."""
+        if part in self._present and part != OUTSIDE:
+            self.model.get_submodule(part).to("meta")
+            self._present.remove(part)
+
+    def _put(self, block: str, module: nn.Module) -> None:
+        parent, _, attribute = block.rpartition(".")
+        setattr(self.model.get_submodule(parent), attribute, module)
+
+    @staticmethod
+    def _apart(block: nn.Module) -> nn.Module:
+        split_experts(block)
+        return block.eval().requires_grad_(False)
+
+    def _sort_names(self) -> dict[str, list[str]]:
+        """Names of stored tensors by the part they belong to.
+
+        Raises:
+            ModelError: a parameter that no stored tensor becomes, or one of another shape.
+        """
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        mapping = _conversions(self.model)
+        renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+        converters = [m for m in mapping if isinstance(m, WeightConverter)]
+        prefix, expected = self.model.base_model_prefix, self.model.state_dict()
+        sorted_names: dict[str, list[str]] = {part: [] for part in (OUTSIDE, *self._blocks)}
+        stem = self._blocks[0].rpartition(".")[0] + "."
+        becomes: dict[str, str] = {}
+        for name, header in self._headers.items():
+            found, converted = rename_source_key(name, renamings, converters, prefix, expected)
+            if found not in expected and name in expected:
+                found = name
+            inner = found.removeprefix(stem)
+            block = stem + inner.partition(".")[0] if inner != found else OUTSIDE
+            sorted_names[block if block in sorted_names else OUTSIDE].append(name)
+            becomes[found] = name
+            if converted is None and found in expected and header.shape != tuple(expected[found].shape):
+                raise ModelError(f"the stored shape of {name} is not the one the model's config describes.")
+        self._check_missing(expected.keys() - becomes.keys() - _made_beside(converters, becomes.keys(), expected))
+        return sorted_names
+
+    def _check_missing(self, missing: Iterable[str]) -> None:
+        """Refuse a model some of whose parameters no stored tensor becomes."""
+        ignored = [re.compile(p) for p in getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()]
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        parameters = {name for name, _ in self.model.named_parameters()}
+        names = sorted(
+            n for n in missing if n in parameters and n not in tied and not any(p.search(n) for p in ignored)
+        )
+        if names:
+            told = f"the files lack {len(names)} weights of {type(self.model).__name__}, {names[0]} first."
+            raise ModelError(told)
+
+    def _convert(self, names: list[str]) -> list[str]:
+        """Have transformers put stored tensors where they belong; returns those whose shape does not fit."""
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        # How transformers itself tells which parameters of a model stay in float32.
+        plan = self.model._get_dtype_plan(self._dtype)  # noqa: SLF001
+        config = LoadStateDictConfig(dtype=self._dtype, dtype_plan=plan, weight_mapping=_conversions(self.model))
+        with StoredFiles(self._stored) as files, _quietly():
+            if isinstance(self._reader, PlainReader):
+                tensors: dict[str, Any] = {name: files.slices(name) for name in names}
+            else:
+                wanted = {name: self._headers[name] for name in names}
+                tensors = dict(self._reader.read_all(wanted, self._stored, self._dtype))
+            info, _ = convert_and_load_state_dict_in_model(self.model, tensors, config)
+        return sorted(str(key) for key in info.mismatched_keys)
+
+    def _check(self, part: str, mismatched: list[str]) -> None:
+        if mismatched:
+            raise ModelError(f"the stored shape of {mismatched[0]} is not the one the model's config describes.")
+        self._check_missing(name for name, parameter in self._own_parameters(part) if parameter.is_meta)
+        for name, parameter in self._own_parameters(part):
+            if parameter.is_floating_point() and not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+                bad = int((~torch.isfinite(parameter)).sum())
+                raise ModelError(f"weight {name} has {bad} values that are NaN or infinite.")
+
+    def _own_parameters(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if part:
+            for name, parameter in self.model.get_submodule(part).named_parameters():
+                yield f"{part}.{name}", parameter
+            return
+        inside = tuple(f"{block}." for block in self._blocks)
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(inside):
+                yield name, parameter
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says, in a line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+def _made_beside(converters: Iterable[Any], found: Collection[str], expected: Collection[str]) -> set[str]:
+    """Parameters that come out of a conversion beside the one that stored tensors are sorted under."""
+    made: set[str] = set()
+    for converter in converters:
+        first, *others = converter.target_patterns
+        ending = first.replace("*", "").lstrip("^").rstrip("$")
+        for name in found if others else ():
+            if name.endswith(ending):
+                stem = name.removesuffix(ending)
+                made |= {n for other in others for n in [stem + other.rstrip("$")] if n in expected}
+    return made
+
+
+def _conversions(model: Any) -> list[Any]:
+    """What transformers does to stored tensors of this model; each call has its own, as they collect tensors."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    conversions: list[Any] = get_model_conversion_mapping(model, None, None)
+    return conversions
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back the bar that transformers shows for every part."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
