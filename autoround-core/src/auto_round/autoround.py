@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +34,13 @@ from auto_round.model.opened import OpenModel, open_model, wrap_model
 from auto_round.names import did_you_mean, normalise
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
+from auto_round.run.job import Job
 from auto_round.run.memory import peak_memory
 from auto_round.run.progress import SilentProgress, default_progress
+from auto_round.run.ranks import joined_ranks
+from auto_round.run.report import RunReport, told_unreached, without_tensors
 from auto_round.schemes import QuantizationScheme
-from auto_round.tuning.engine import needs_calibration, quantize_blocks
+from auto_round.tuning.engine import needs_calibration
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 
@@ -52,21 +54,6 @@ DEFAULT_FORMAT = "auto_round"
 _LOGGER = logging.getLogger(__name__)
 _TUNING = frozenset(f.name for f in dataclasses.fields(TuningOptions))
 _SCHEME = frozenset(f.name for f in dataclasses.fields(QuantizationScheme))
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a run took.
-
-    Attributes:
-        seconds: from opening the model to the last byte.
-        peak_memory: largest resident set of the process, in bytes, None where the system does not tell.
-        blocks: losses and times of every block; the codes are not kept here.
-    """
-
-    seconds: float
-    peak_memory: int | None
-    blocks: tuple[BlockResult, ...]
 
 
 class AutoRound:
@@ -86,6 +73,10 @@ class AutoRound:
         device_map: where blocks are computed: "cpu", "cuda", "cuda:1", 1 or "auto" (a GPU if there is one).
         trust_remote_code: allow code that comes with the model to run.
         registry: plugins to use instead of the process-wide ones.
+        low_cpu_mem_usage: do not keep the model: a block is read when its turn comes, and let go of when it is written.
+        resume: keep a journal of finished blocks, and go on from one that an equal run left when it was cut off.
+        restart: forget what an earlier run left in the output's place.
+        workers: where no data flows, sets of layers that are rounded at once; as many as there are threads if None.
         verbose: show progress on standard error.
         options: fields of `TuningOptions` (iters, lr, batch_size, seed, ...) and of `QuantizationScheme` (bits,
             group_size, sym, data_type, ...).
@@ -113,6 +104,10 @@ class AutoRound:
         device_map: str | int | torch.device | None = None,
         trust_remote_code: bool = False,
         registry: Registry | None = None,
+        low_cpu_mem_usage: bool = False,
+        resume: bool = True,
+        restart: bool = False,
+        workers: int | None = None,
         verbose: bool = True,
         **options: Any,
     ) -> None:
@@ -133,6 +128,8 @@ class AutoRound:
         self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
         self.device = _device(device_map)
         self.trust_remote_code = trust_remote_code
+        self.low_cpu_mem_usage, self.resume, self.restart = low_cpu_mem_usage, resume, restart
+        self.workers = _workers(workers)
         self.verbose = verbose
         self.report: RunReport | None = None
         self._seqlen = seqlen
@@ -148,7 +145,10 @@ class AutoRound:
     @property
     def model(self) -> Any:
         """The model's modules; loads them if they are not loaded yet."""
-        return self._loaded().model
+        opened = self._opened()
+        if not (self.low_cpu_mem_usage and self.report is not None):
+            opened.load()
+        return opened.model
 
     @property
     def tokenizer(self) -> Any:
@@ -175,7 +175,7 @@ class AutoRound:
             the model, whose weights are now what the codes stand for, and for each linear layer the fields of the
             scheme it was quantized under.
         """
-        for _ in self._run([], []):
+        for _ in self._run([], None):
             pass
         assert self._plan is not None
         return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
@@ -218,21 +218,24 @@ class AutoRound:
     ) -> tuple[Any, list[str]]:
         """Quantize and write each block as soon as it is done.
 
+        Until it is complete, what is finished lies in `<output_dir>.unfinished`; the same call goes on from there.
+
         Returns:
-            the model and the directories written, one per format.
+            the model and the directories written, one per format. With `low_cpu_mem_usage` the model's blocks are on
+            the meta device: load what was written.
 
         Raises:
-            AutoRoundError: of the kind that says what went wrong; no output directory is left then.
+            AutoRoundError: of the kind that says what went wrong; no output directory is left then, and of an
+                unfinished one only what the same call can go on from.
         """
         formats = self._formats(format)
-        folders = _folders(Path(output_dir), formats)
-        for _ in self._run(formats, folders):
+        for _ in self._run(formats, Path(output_dir)):
             pass
-        return self.model, [str(folder) for folder in folders]
+        return self.model, [str(folder) for folder in _folders(Path(output_dir), formats)]
 
     # How
 
-    def _run(self, formats: list[OutputFormat], folders: list[Path]) -> Iterator[BlockResult]:
+    def _run(self, formats: list[OutputFormat], output: Path | None) -> Iterator[BlockResult]:
         began = time.monotonic()
         plan = self._make_plan(formats)
         for note in plan.notes:
@@ -240,40 +243,33 @@ class AutoRound:
         if not plan.quantized:
             reasons = sorted({layer.reason for layer in plan.layers})
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
-        for folder in folders:
-            check_output(folder, plan.output_bytes)
+        if output is not None:
+            check_output(output, plan.output_bytes)
         tokens = self._calibration() if needs_calibration(plan, self.options) else None
-        model = self._loaded()
         self._plan, self._results, self._caches = plan, {}, []
-        blocks = []
-        progress = default_progress() if self.verbose else SilentProgress()
-        try:
-            with ExitStack() as stack:
-                exporters = [
-                    output_format.start(plan, model, stack.enter_context(staged_output(folder)))
-                    for output_format, folder in zip(formats, folders, strict=True)
-                ]
-                for block in quantize_blocks(model, plan, self.options, tokens, self.device, progress):
-                    for result in block.layers:
-                        for exporter in exporters:
-                            exporter.add(result)
-                        if not exporters:
-                            self._results[result.layer.name] = result
-                    for cache in block.caches:
-                        for exporter in exporters:
-                            exporter.add_cache(cache)
+        blocks: dict[str, BlockResult] = {}
+        with joined_ranks(self.device) as ranks:
+            progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
+            job = Job(
+                self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks,
+                keep=output is None or not (self.low_cpu_mem_usage or ranks.size > 1),
+                workers=self.workers, resume=self.resume, restart=self.restart,
+            )  # fmt: skip
+            by_folder = {name.name if len(formats) > 1 else "": name for name in formats}
+            try:
+                for block in job.in_memory() if output is None else job.to_files(output, by_folder):
+                    if output is None:
+                        self._results |= {result.layer.name: result for result in block.layers}
                     self._caches += block.caches
-                    blocks.append(dataclasses.replace(block, layers=(), caches=()))
-                    if block.unseen:
-                        _LOGGER.warning("note: %s", _told_unseen(block))
+                    blocks[block.name] = without_tensors(blocks.get(block.name), block)
+                    for told in told_unreached(block):
+                        _LOGGER.warning("note: %s", told)
                     yield block
-                for exporter in exporters:
-                    exporter.finish()
-        except WrittenIntoError as error:
-            raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
-        finally:
-            progress.close()
-        self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks))
+            except WrittenIntoError as error:
+                raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
+            finally:
+                progress.close()
+        self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks.values()))
 
     def _opened(self) -> OpenModel:
         if self._open is None:
@@ -281,10 +277,6 @@ class AutoRound:
             options: dict[str, Any] = {"tokenizer": self._given_tokenizer, "trust_remote_code": self.trust_remote_code}
             self._open = open_model(source, registry=self.registry, **options)
         return self._open
-
-    def _loaded(self) -> OpenModel:
-        self._opened().load()
-        return self._opened()
 
     def _make_plan(self, formats: Sequence[OutputFormat]) -> Plan:
         return make_plan(
@@ -343,14 +335,6 @@ class AutoRound:
         return tokens
 
 
-def _told_unseen(block: BlockResult) -> str:
-    count, first = len(block.unseen), block.unseen[0]
-    return (
-        f"no calibration token reached {count} layers of {block.name} ({first}{' and others' if count > 1 else ''}): "
-        "they are quantized by their weights alone; more text, or other text, would serve them better."
-    )
-
-
 def _told_maker(registry: Registry, data_type: str) -> str:
     try:
         maker = registry.provenance(data_type)
@@ -371,6 +355,14 @@ def _folders(output_dir: Path, formats: Sequence[OutputFormat]) -> list[Path]:
     if len(formats) == 1:
         return [output_dir]
     return [output_dir / f.name.replace(":", "-") for f in formats]
+
+
+def _workers(wanted: int | None) -> int:
+    if wanted is None:
+        return max(1, torch.get_num_threads())
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+        raise UnknownOptionError(f"workers must be a whole number of at least 1, not {wanted!r}.")
+    return wanted
 
 
 def _device(device_map: str | int | torch.device | None) -> torch.device:

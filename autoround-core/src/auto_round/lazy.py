@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -37,7 +39,8 @@ class _Lazy:
         module_name, _, attribute = self.target.partition(":")
         if not module_name or not attribute:
             raise ContractError(f"{self.name}: the target {self.target!r} is not of the form 'module:attribute'.")
-        with ordinary_defaults():
+        # What it prints is no part of what a listing says, which programs read.
+        with ordinary_defaults(), contextlib.redirect_stdout(sys.stderr):
             return self._found(importlib.import_module(module_name), attribute)
 
     def _found(self, module: ModuleType, attribute: str) -> Any:

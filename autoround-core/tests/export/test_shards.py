@@ -22,7 +22,9 @@ def test_one_file_when_everything_fits(tmp_path):
 def test_a_file_is_what_safetensors_writes(tmp_path):
     dtypes = [torch.float8_e4m3fn, torch.bool, torch.int64, torch.bfloat16, torch.float32, torch.uint8, torch.float16]
     dtypes += [torch.int8, torch.int32, torch.float64, torch.int16, torch.float8_e5m2]
-    tensors = {f"größe.{n}": torch.arange(n + 3).to(dtype) for n, dtype in enumerate(dtypes)}
+    dtypes += [torch.float8_e8m0fnu, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.uint16, torch.uint32]
+    dtypes += [torch.uint64]
+    tensors = {f"größe.{n}": torch.arange(1, n + 4).float().to(dtype) for n, dtype in enumerate(dtypes)}
     tensors |= {"scalar": torch.tensor(2.5), "none": torch.empty(0, 4), "a": torch.ones(3, 5)}
     writer = ShardWriter(tmp_path)
     for name, tensor in tensors.items():

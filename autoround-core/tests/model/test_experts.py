@@ -128,7 +128,7 @@ def test_experts_without_tokens_are_reported(installed, tmp_path, caplog):
     unseen = job.report.blocks[0].unseen
     assert len(unseen) == 2 * 3
     assert all(".experts." in name for name in unseen)
-    assert "no calibration token reached 6 layers of model.layers.0" in caplog.text
+    assert "no calibration token reached 6 layers (model.layers.0.mlp.experts." in caplog.text
 
 
 def test_experts_whose_tensors_would_be_fused_on_loading_are_refused(installed, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ HOSTILE = {
     "attribute": ("def __dir__(): return ['a']\ndef __getattr__(name): raise OSError('disk')", "broken", "OSError"),
     "twin": (f"{HOOKS}@hookimpl\ndef quant_tensor(): return [LazyDataType('twin4', 'a:b')]", "conflict", "other-twin"),
     "other-twin": (f"{FUNCTION}@register_dtype('twin4')\ndef f(tensor): ...", "conflict", "plugin twin"),
+    "prints": (f"{FUNCTION}print('{{}}')\n@register_dtype('prints4')\ndef f(tensor): ...", "loaded", ""),
     "slow": (f"{FUNCTION}import time; time.sleep(1.1)\n@register_dtype('slow4')\ndef f(tensor): ...", "loaded", ""),
 }
 

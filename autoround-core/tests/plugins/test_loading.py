@@ -176,3 +176,16 @@ def test_a_failure_given_by_hand_is_raised_and_leaves_nothing(make_module, sourc
     assert [r.name for r in registry.report()] == ["core"]
     registry.register(make_module("odd", sources.offering("acme_fp5")))
     assert registry.data_type_names() == ["acme_fp5"]
+
+
+def test_what_a_plugin_prints_is_no_answer_of_ours(site, sources, capsys):
+    """Listings with --json are read by programs."""
+    loud = "print('imported')\n" + sources.offering("acme_fp5").replace("    return", "    print('asked')\n    return")
+    site.add("autoround-acme", loud, acme_math="print('needed')\n" + sources.data_type("acme_fp5"))
+    registry = site.registry()
+    assert registry.data_type_names() == ["acme_fp5"]
+    assert capsys.readouterr() == ("", "imported\nasked\n")
+    registry.data_type("acme_fp5")
+    assert capsys.readouterr() == ("", "needed\n")
+    print("ours")
+    assert capsys.readouterr().out == "ours\n"

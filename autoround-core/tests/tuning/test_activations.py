@@ -10,7 +10,7 @@ from auto_round import AutoRound, Codes, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type.rounding import round_ste
 from auto_round.errors import CalibrationError
 from auto_round.plugins import default_registry
-from auto_round.tuning.engine import _range_of
+from auto_round.tuning.prepared import _range_of
 
 RUN = {"nsamples": 8, "batch_size": 4, "verbose": False}
 
@@ -95,7 +95,7 @@ def test_static_scales_stay_what_they_were_whatever_comes(thirds, model_dir, tok
 
 def test_layers_that_share_an_input_decide_together(thirds, model_dir, tokens):
     scheme = QuantizationScheme(bits=6, group_size=-1, data_type="thirds")
-    AutoRound(model_dir, scheme=scheme, iters=0, disable_opt_rtn=True, verbose=False).quantize()
+    AutoRound(model_dir, scheme=scheme, iters=0, disable_opt_rtn=True, workers=1, verbose=False).quantize()
     assert Thirds.sets[:4] == [[(32, 32), (16, 32), (16, 32)], [(32, 32)], [(48, 32), (48, 32)], [(32, 48)]]
     Thirds.sets.clear()
     other = {"layers.0.self_attn.q_proj": {"bits": 8}}

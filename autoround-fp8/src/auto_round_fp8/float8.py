@@ -45,7 +45,7 @@ class Float8(DataType):
         self.name, self.element, self.summary = name, element, summary
         self.runtimes = runtimes_of(element)
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         bits: int = 8,
@@ -166,7 +166,7 @@ class Float8Unit(Float8):
     tuned: Mapping[str, Bounds] = {"v": None}
     tuned_after_search = None
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(  # type: ignore[override]  # takes fewer offers than its parent
         self, tensor: torch.Tensor, bits: int = 8, group_size: GroupSize = -1, v: torch.Tensor | float = 0
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Round to the element; what is beyond its largest number becomes that. The scale returned is one."""
@@ -181,7 +181,7 @@ class Float8Dynamic(Float8):
     tuned: Mapping[str, Bounds] = {"v": None, "max_scale": (0.0, 1.0)}
     tuned_after_search = None
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(  # type: ignore[override]  # takes fewer offers than its parent
         self,
         tensor: torch.Tensor,
         bits: int = 8,

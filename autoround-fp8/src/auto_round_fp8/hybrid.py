@@ -48,7 +48,7 @@ class Float8ToInt(DataType):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         bits: int = 4,

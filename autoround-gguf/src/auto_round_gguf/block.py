@@ -57,7 +57,7 @@ class BlockDataType(DataType):
         """The block type meant."""
         return self.kind
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         bits: int = 0,

@@ -111,7 +111,7 @@ class IntAsym(IntegerDataType):
     grid = AsymmetricGrid()
     runtimes = ASYMMETRIC
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         bits: int = 4,

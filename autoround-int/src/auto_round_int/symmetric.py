@@ -109,7 +109,7 @@ class IntSym(IntegerDataType):
     candidates = staticmethod(candidates)
     """Scales that `search` tries for the groups of a trial, with that many bits."""
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         bits: int = 4,

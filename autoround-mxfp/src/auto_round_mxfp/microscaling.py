@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from auto_round.data_type import Codes, DataType, Runtime
+from auto_round.data_type import Bounds, Codes, DataType, Runtime
 from auto_round.data_type.grouping import group_count
 from auto_round.errors import SchemeError
 from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
@@ -58,7 +58,7 @@ class Microscaling(DataType):
 
     encodes = True
     searches = True
-    tuned = {"v": None, "max_scale": (0.0, 1.0)}  # noqa: RUF012 - read only, as the contract has it
+    tuned: Mapping[str, Bounds] = {"v": None, "max_scale": (0.0, 1.0)}
     runtimes = RUNTIMES
 
     def __init__(self, known: Name) -> None:
@@ -82,7 +82,7 @@ class Microscaling(DataType):
     def _widths(self, bits: int | None) -> str:
         return f"{self.name} has {' or '.join(map(str, self.elements))} bits, not {bits}"
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         bits: int | None = None,

@@ -159,7 +159,7 @@ class NvFp4(BlockScaledFloat):
         ),
     )
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         group_size: GroupSize = 16,
@@ -197,7 +197,7 @@ class NvFp4StaticGlobalScale(BlockScaledFloat):
     searches = False
     runtimes = NvFp4.runtimes
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         group_size: GroupSize = 16,
@@ -240,7 +240,7 @@ class NvFp4V2(BlockScaledFloat):
     group_sizes = (16, 32)
     runtimes = (Runtime("transformers", "5.23", "auto_round", note="through this package"),)
 
-    def quant_tensor(  # type: ignore[override]  # names the offers it takes, as the contract asks
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         group_size: GroupSize = 16,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.run.ranks import Ranks
+
 __all__ = ["CacheObserver", "find_caches"]
 
 ARGUMENT = "past_key_values"
@@ -52,6 +54,13 @@ class CacheObserver:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def gather(self, ranks: Ranks) -> None:
+        """Put together what the ranks of a run have seen, each of its own samples."""
+        if ranks.size > 1:
+            self.ranges = {
+                key: (ranks.least(low.cpu()), ranks.most(high.cpu())) for key, (low, high) in self.ranges.items()
+            }
 
     def _hand_cache(self, name: str) -> Any:
         def hand(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

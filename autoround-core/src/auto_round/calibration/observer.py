@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.run.ranks import Ranks
+
 __all__ = ["InputObserver"]
 
 
@@ -22,17 +24,17 @@ class InputObserver:
     Attributes:
         sums: importance per layer, float32 [in_features].
         lows, highs: range of a layer's input, float32 scalars, zero included.
-        seen: the layers that any token reached.
+        tokens: how many tokens reached each layer that any reached.
         mask: which tokens of the batch that is running count, bool [batch, length], or None for all.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], importance: Collection[str], ranges: Collection[str]) -> None:
+    def __init__(self, layers: Mapping[str, Any], importance: Collection[str], ranges: Collection[str]) -> None:
         """Args:
         layers: what to watch.
         importance, ranges: those of which importance, or the range, is wanted.
         """
         self._layers, self._importance, self._ranges = layers, importance, ranges
-        self.seen: set[str] = set()
+        self.tokens: dict[str, int] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.lows: dict[str, torch.Tensor] = {}
         self.highs: dict[str, torch.Tensor] = {}
@@ -57,7 +59,7 @@ class InputObserver:
                 x = x[self.mask]
             if x.numel() == 0:
                 return
-            self.seen.add(name)
+            self.tokens[name] = self.tokens.get(name, 0) + x.numel() // x.shape[-1]
             if name in self._importance:
                 squares = x.reshape(-1, x.shape[-1]).float().square().sum(0)
                 self.sums[name] = self.sums[name] + squares if name in self.sums else squares
@@ -68,3 +70,18 @@ class InputObserver:
                 self.highs[name] = torch.maximum(self.highs.get(name, zero), high)
 
         return observe
+
+    def gather(self, ranks: Ranks) -> None:
+        """Put together what the ranks of a run have seen, each of its own samples."""
+        if ranks.size == 1:
+            return
+        names = list(self._layers)
+        counts = ranks.add_up(torch.tensor([self.tokens.get(name, 0) for name in names]))
+        self.tokens = {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
+        for name in (n for n in self.tokens if n in self._importance):
+            module = self._layers[name]
+            width = getattr(module, "in_features", 0) or module.weight.shape[0]  # [in, out] where it is turned
+            self.sums[name] = ranks.add_up(self.sums.get(name, torch.zeros(width)).cpu())
+        for name in (n for n in self.tokens if n in self._ranges):
+            self.lows[name] = ranks.least(self.lows.get(name, torch.zeros(())).cpu())
+            self.highs[name] = ranks.most(self.highs.get(name, torch.zeros(())).cpu())

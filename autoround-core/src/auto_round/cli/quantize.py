@@ -37,6 +37,9 @@ __all__ = ["quantize"]
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="What blocks are computed in.  [default: the model's own dtype]",
 )
+@click.option("--restart", is_flag=True, help="Forget what an earlier run left, instead of going on from there.")
+@click.option("--no-resume", is_flag=True, help="Keep no journal; a run that is cut off is lost.")
+@click.option("--workers", type=int, help="Layers rounded at once where no data flows.  [default: threads]")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def quantize(**options: Any) -> None:
     r"""Quantize MODEL and write a checkpoint that loads elsewhere.
@@ -56,6 +59,8 @@ def quantize(**options: Any) -> None:
     quiet = options.pop("quiet")
     compute_dtype = options.pop("compute_dtype")
     tuning: dict[str, Any] = {
+        "low_cpu_mem_usage": True,  # nobody is handed the model
+        "resume": not options.pop("no_resume"),
         "enable_minmax_tuning": not options.pop("disable_minmax_tuning"),
         "enable_quanted_input": not options.pop("disable_quanted_input"),
         "compute_dtype": getattr(torch, compute_dtype) if compute_dtype else None,

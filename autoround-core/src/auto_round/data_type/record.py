@@ -70,7 +70,8 @@ class DataType:
     Attributes:
         name: the registered name, a wire format: once published, its bits never change.
         summary: one line for listings.
-        tuned: the parameters worth learning, by name (of `v`, `min_scale`, `max_scale`), with their bounds.
+        tuned: the parameters worth learning, by name (of `v`, `min_scale`, `max_scale`), with their bounds. A
+            subclass that annotates it writes `Mapping[str, Bounds]`, not `ClassVar`: an object may have its own.
         tuned_after_search: the same where tuning starts from what `search` found, a scale that may also have to grow;
             None if there is no difference.
         scale_dtype: dtype of scales where no format decides it; None for float16.
@@ -88,10 +89,11 @@ class DataType:
     encodes: ClassVar[bool] = False
     searches: ClassVar[bool] = False
 
-    def quant_tensor(self, tensor: torch.Tensor, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
+    def quant_tensor(self, tensor: torch.Tensor, *args: Any, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
         """Quantize and dequantize, differentiable in `v`, `min_scale` and `max_scale`; see `register_dtype`.
 
-        Subclasses name the offers they take, so that a misspelt one is found when the plugin is loaded.
+        Subclasses name the offers they take instead of `args` and `offers`, in any order, so that a misspelt one is
+        found when the plugin is loaded. All but `tensor` is passed by keyword.
         """
         raise NotImplementedError
 
@@ -207,6 +209,6 @@ class FunctionDataType(DataType):
     def offers(self) -> frozenset[str]:
         return self._offers
 
-    def quant_tensor(self, tensor: torch.Tensor, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
-        result: tuple[torch.Tensor, Any, Any] = self._function(tensor, **offers)
+    def quant_tensor(self, tensor: torch.Tensor, *args: Any, **offers: Any) -> tuple[torch.Tensor, Any, Any]:
+        result: tuple[torch.Tensor, Any, Any] = self._function(tensor, *args, **offers)
         return result

@@ -70,9 +70,12 @@ class AutoRoundFormat(ContainerFormat):
 
     def _provenance(self, plan: Plan) -> dict[str, dict[str, str]]:
         """For each data type the distribution and version that made it, so that a loader can say what to install."""
-        found = {}
+        found: dict[str, dict[str, str]] = {}
         for layer in plan.quantized:
             assert layer.data_type is not None
-            source = self.plugins.provenance(layer.data_type.name)
-            found[layer.data_type.name] = {"distribution": source.distribution, "version": source.version}
+            name = layer.data_type.name
+            source = self.plugins.provenance(layer.data_type)
+            made = {"distribution": source.distribution, "version": source.version}
+            # Two plugins may have one name for theirs, and a model both.
+            found[name if found.get(name, made) == made else f"{source.distribution or source.plugin}:{name}"] = made
         return found

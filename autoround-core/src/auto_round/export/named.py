@@ -34,7 +34,8 @@ class NamedCodes(Packing):
         self._registry = registry
 
     def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
-        if self._registry.data_type(data_type).encodes:
+        # By the scheme, which says whose it is where two plugins claim the name.
+        if self._registry.data_type_for(scheme).encodes:
             return None
         return f"data type {data_type} has no stored form; only format fake can write it."
 

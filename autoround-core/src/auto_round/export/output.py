@@ -8,12 +8,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from auto_round.errors import OutputError
 from auto_round.sizes import readable_size
 
-__all__ = ["check_output", "staged_output"]
+__all__ = ["RunDirectory", "check_output", "run_directory", "staged_output"]
 
 UNFINISHED = ".unfinished"
 SPACE_MARGIN = 1.02  # headers, tokenizer and config beside the weights
@@ -39,6 +40,89 @@ def check_output(directory: Path, expected_bytes: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class RunDirectory:
+    """What lies beside an output that is not finished, in a directory named after it.
+
+    Attributes:
+        files: the output so far; anew at each start.
+        journal: what a run that was cut off goes on from.
+    """
+
+    files: Path
+    journal: Path
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether anything is finished."""
+        return self.journal.is_dir() and any(self.journal.glob("part-*.json"))
+
+
+@contextmanager
+def run_directory(output: Path, *, restart: bool = False) -> Iterator[RunDirectory]:
+    """A place to write into that becomes `output` when the context ends well.
+
+    When it does not, what the journal holds stays, if it holds anything, and everything else disappears.
+
+    Args:
+        restart: forget what an earlier run left.
+
+    Raises:
+        OutputError: another run is at work there, or writing failed, the disk being full included.
+    """
+    root = output.with_name(output.name + UNFINISHED)
+    place = RunDirectory(root / "files", root / "journal")
+    try:
+        if restart and root.exists():
+            shutil.rmtree(root)
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(root):
+            shutil.rmtree(place.files, ignore_errors=True)
+            place.files.mkdir()
+            yield place
+            if output.is_dir():
+                output.rmdir()  # only ever an empty one; fails rather than removing anything
+            place.files.rename(output)
+            shutil.rmtree(root)
+    except OSError as error:
+        kept = _clean(root, place)
+        if error.errno == errno.ENOSPC:
+            raise OutputError(f"the disk of {output.parent} is full; {kept}.") from error
+        raise OutputError(f"{output} could not be written: {error.strerror or error}; {kept}.") from error
+    except BaseException:
+        _clean(root, place)
+        raise
+
+
+def _clean(root: Path, place: RunDirectory) -> str:
+    """Remove what cannot be gone on from; says what is left."""
+    shutil.rmtree(place.files, ignore_errors=True)
+    if place.worth_keeping:
+        return f"what is finished is kept in {root}, and the same command goes on from there"
+    shutil.rmtree(root, ignore_errors=True)
+    return "nothing was left behind"
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Refuse a directory that another process is writing into.
+
+    Raises:
+        OutputError: one is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield
+        return
+    with (root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"another run is writing into {root}; wait for it, or name another output.") from None
+        yield
+
+
 @contextmanager
 def staged_output(directory: Path) -> Iterator[Path]:
     """A directory to write into that becomes `directory` when the context ends well and disappears when it does not.
@@ -46,23 +130,8 @@ def staged_output(directory: Path) -> Iterator[Path]:
     Raises:
         OutputError: writing failed, the disk being full included.
     """
-    staging = directory.with_name(directory.name + UNFINISHED)
-    try:
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir(parents=True)
-        yield staging
-        if directory.is_dir():
-            directory.rmdir()  # only ever an empty one; fails rather than removing anything
-        staging.rename(directory)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
-            raise OutputError(f"the disk of {directory.parent} is full; nothing was left behind.") from error
-        raise OutputError(f"{directory} could not be written: {error.strerror or error}.") from error
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with run_directory(directory, restart=True) as place:
+        yield place.files
 
 
 def _existing_parent(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
 from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
-from auto_round.model.structure import Structure, find_structure
+from auto_round.model.structure import LinearInfo, Structure, find_structure
 from auto_round.model.weights import OUTSIDE, PartLoader, build, first_line
 from auto_round.plugins import Registry, default_registry
 
@@ -140,6 +140,43 @@ class OpenModel:
             self.loader.load(part)
         except ModelError as error:
             raise ModelError(f"{self.directory}: {error}") from error.__cause__
+
+    def linears(self, names: Sequence[str], *, keep: bool) -> dict[str, Any]:
+        """Linear layers with their weights, of one block or none.
+
+        Args:
+            keep: whether they stay in the model; otherwise they are read from the files alone, where these have them
+                under their own names, and nothing else of the block is.
+
+        Raises:
+            ModelError: as `bring`.
+        """
+        if not keep and self.directory is not None:
+            wanted = {f"{name}.weight": name for name in names}
+            shapes = {f"{info.name}.weight": info for info in self.structure.linears}
+            plain = all(
+                w in self.headers and not shapes[w].tied and self.headers[w].shape == tuple(_stored_shape(shapes[w]))
+                for w in wanted
+            )
+            if plain:
+                return {wanted[weight]: linear for weight, linear in self._read_linears(list(wanted))}
+        blocks = {info.block for info in self.structure.linears if info.name in set(names)}
+        for part in self.structure.blocks:
+            if not keep and part not in blocks:
+                self.release(part)
+        for block in blocks:
+            self.bring(block or OUTSIDE)
+        modules = {name: self.model.get_submodule(name) for name in names}
+        # What does not stay may be let go of while somebody still works on it.
+        return modules if keep else {name: _linear(module.weight.data) for name, module in modules.items()}
+
+    def _read_linears(self, weights: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        headers = {weight: self.headers[weight] for weight in weights}
+        for name, tensor in self.reader.read_all(headers, self.stored, self.dtype):
+            if not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise ModelError(f"{self.directory}: weight {name} has {bad} values that are NaN or infinite.")
+            yield name, _linear(tensor.to(self._load_dtype()))
 
     def release(self, part: str) -> None:
         """Let go of the weights of a block that can be read again."""
@@ -270,6 +307,16 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:
     opened = OpenModel(name, None, model.eval().requires_grad_(False), find_structure(model), tokenizer=tokenizer)
     opened.check_finite()
     return opened
+
+
+def _linear(weight: torch.Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
+
+
+def _stored_shape(info: LinearInfo) -> tuple[int, int]:
+    return (info.shape[1], info.shape[0]) if info.transposed else info.shape
 
 
 def _tied_names(model: nn.Module) -> set[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -58,13 +59,14 @@ def load(source: Source, modules: Mapping[str, Plugin], *, raising: bool = False
     known = {*modules, source.module}
     began = time.perf_counter()
     try:
-        with ordinary_defaults():
+        # What it prints is no part of what a listing says, which programs read.
+        with ordinary_defaults(), contextlib.redirect_stdout(sys.stderr):
             plugin.loaded = source.load()
-        if source.module:
-            claim_module(source.module)
-            note_import(source.module, start)
-        _check_api(plugin)
-        plugin.claims = collect(_manager(plugin), plugin)
+            if source.module:
+                claim_module(source.module)
+                note_import(source.module, start)
+            _check_api(plugin)
+            plugin.claims = collect(_manager(plugin), plugin)
         if source.module:
             check_declared(source.module, known)
     except KeyboardInterrupt:

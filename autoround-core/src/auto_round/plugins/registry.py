@@ -163,9 +163,18 @@ class Registry:
             )
         return [packing for _, packing in self._made(c for c in claims if c not in contested)]
 
-    def provenance(self, data_type_name: str) -> Provenance:
-        """The plugin, distribution and version that make the name of a data type mean something."""
-        source = self._claim("data type", data_type_name).plugin.source
+    def provenance(self, data_type: str | DataType) -> Provenance:
+        """The plugin, distribution and version that make the name of a data type mean something.
+
+        Args:
+            data_type: a name, or what was found under one, which is clear even where two plugins claim the name.
+        """
+        if isinstance(data_type, str):
+            claim = self._claim("data type", data_type)
+        else:
+            made = (c for c in self._plugins.catalogue.claims("data type") if c.made is data_type)
+            claim = next(made, None) or self._claim("data type", data_type.name)
+        source = claim.plugin.source
         return Provenance(source.name, source.distribution, source.version)
 
     def listing(self, kind: Kind) -> list[Listed]:

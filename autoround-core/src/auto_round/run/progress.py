@@ -16,7 +16,7 @@ __all__ = ["BarProgress", "LineProgress", "SilentProgress", "default_progress"]
 class SilentProgress:
     """Says nothing."""
 
-    def start(self, blocks: int, steps_per_block: int) -> None:
+    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
         """Nothing."""
 
     def step(self) -> None:
@@ -33,16 +33,16 @@ class LineProgress(SilentProgress):
     """One line per block on standard error, for logs."""
 
     def __init__(self) -> None:
-        self._blocks = self._done = 0
+        self._blocks = self._done = self._earlier = 0
         self._began = time.monotonic()
 
-    def start(self, blocks: int, steps_per_block: int) -> None:
-        self._blocks, self._began = blocks, time.monotonic()
+    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
+        self._blocks, self._done, self._earlier, self._began = blocks, done, done, time.monotonic()
 
     def block(self, result: BlockResult) -> None:
         self._done += 1
         spent = time.monotonic() - self._began
-        left = spent / self._done * (self._blocks - self._done)
+        left = spent / (self._done - self._earlier) * (self._blocks - self._done)
         print(
             f"[{self._done}/{self._blocks}] {_told(result)}, {result.seconds:.1f} s, {_clock(left)} left",
             file=sys.stderr,
@@ -76,10 +76,11 @@ class BarProgress(SilentProgress):
         self._task: Any = None
         self._steps = self._in_block = 0
 
-    def start(self, blocks: int, steps_per_block: int) -> None:
+    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
         self._steps = steps_per_block
         self._progress.start()
-        self._task = self._progress.add_task("quantizing", total=blocks * steps_per_block)
+        total, already = blocks * steps_per_block, done * steps_per_block
+        self._task = self._progress.add_task("quantizing", total=total, completed=already)
 
     def step(self) -> None:
         self._in_block += 1

@@ -13,6 +13,8 @@ from torch import nn
 from auto_round.calibration.cache import CacheObserver
 from auto_round.calibration.inputs import BlockCall, BlockInputs, capture_block_inputs
 from auto_round.calibration.observer import InputObserver
+from auto_round.calibration.store import ActivationStore
+from auto_round.run.ranks import Ranks
 
 if TYPE_CHECKING:
     from auto_round.calibration import CalibrationTokens
@@ -24,14 +26,16 @@ __all__ = ["Chains", "Runner"]
 
 @dataclass
 class Chains:
-    """Activations of all samples, between one block and the next.
+    """Activations of all samples, between one block and the next. Every rank of a run has all of them.
 
     Attributes:
-        recorded: what the first block is fed and how all blocks are called.
+        recorded: how all blocks are called.
         reference: input of the next block in the original model, [samples, length, features].
         quantized: its input in the quantized model; the same tensor until something differs.
         mask: which tokens count, bool [samples, length], or None for all.
-        batch_size: samples per forward pass.
+        batch_size: samples per forward pass of all ranks together.
+        store: where activations are kept.
+        ranks: the processes that share the work.
     """
 
     recorded: BlockInputs
@@ -39,18 +43,36 @@ class Chains:
     quantized: torch.Tensor
     mask: torch.Tensor | None
     batch_size: int
+    store: ActivationStore
+    ranks: Ranks
 
     @classmethod
-    def begin(cls, model: OpenModel, options: TuningOptions, tokens: CalibrationTokens) -> Chains:
+    def begin(
+        cls,
+        model: OpenModel,
+        options: TuningOptions,
+        tokens: CalibrationTokens,
+        store: ActivationStore,
+        ranks: Ranks,
+    ) -> Chains:
         """Record what the first block is fed."""
         batch_size = min(options.batch_size, len(tokens))
-        recorded = capture_block_inputs(model.model, model.structure.block_list, tokens.input_ids, batch_size)
+        # A rank's share of a batch differs by one sample at most.
+        shares = {batch_size // ranks.size, -(-batch_size // ranks.size)} - {0, batch_size}
+        recorded = capture_block_inputs(
+            model.model, model.structure.block_list, tokens.input_ids, batch_size, tuple(sorted(shares))
+        )
+        first = store.like(recorded.hidden)
+        first.copy_(recorded.hidden)
+        recorded.hidden = torch.empty(0)
         mask = None if bool(tokens.mask.all()) else tokens.mask
-        return cls(recorded, recorded.hidden, recorded.hidden, mask, batch_size)
+        return cls(recorded, first, first, mask, batch_size, store, ranks)
 
     def batches(self) -> Iterator[slice]:
-        """The samples, a batch at a time."""
-        for start in range(0, len(self.reference), self.batch_size):
+        """The samples of this rank, a batch at a time."""
+        mine = self.ranks.part(-(-len(self.reference) // self.batch_size))
+        for start in range(mine.start * self.batch_size, min(mine.stop * self.batch_size, len(self.reference)),
+                           self.batch_size):  # fmt: skip
             yield slice(start, min(start + self.batch_size, len(self.reference)))
 
 
@@ -69,11 +91,14 @@ class Runner:
     def over(
         self, chains: Chains, inputs: torch.Tensor, observers: Sequence[InputObserver | CacheObserver] = ()
     ) -> torch.Tensor:
-        """Every sample through the block; the result stays where the inputs are."""
-        output = torch.empty_like(inputs)
+        """Every sample through the block."""
+        output = chains.store.like(inputs)
         for part in chains.batches():
             if chains.mask is not None:
                 for observer in observers:
                     observer.mask = chains.mask[part].to(self._device)
             output[part] = self(inputs[part]).to(output.dtype)
+        chains.ranks.complete(output, chains.batch_size)
+        for observer in observers:
+            observer.gather(chains.ranks)
         return output

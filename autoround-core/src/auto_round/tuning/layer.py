@@ -141,12 +141,12 @@ class TunableLinear(nn.Module):
     @torch.no_grad()
     def finish(self) -> LayerResult:
         """The layer's final codes and the weight they decode to."""
+        frozen = self.activation.frozen if self.activation is not None else {}
         if self.data_type.encodes:
             offers = {**self._fixed, **{name: p.detach() for name, p in self.learnt.items()}}
             codes = self.data_type.encode(self.weight, self.layer.scheme, **offers)
             weight = self.data_type.decode(codes)
-            if self.activation is not None and self.activation.frozen:
-                frozen = {INPUT_PREFIX + name: tensor for name, tensor in self.activation.frozen.items()}
-                codes = dataclasses.replace(codes, tensors={**codes.tensors, **frozen})
-            return LayerResult(self.layer, codes, weight)
-        return LayerResult(self.layer, None, self.quantized_weight().to(self.weight.dtype))
+            stored = {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
+            codes = dataclasses.replace(codes, tensors={**codes.tensors, **stored})
+            return LayerResult(self.layer, codes, weight, frozen)
+        return LayerResult(self.layer, None, self.quantized_weight().to(self.weight.dtype), frozen)

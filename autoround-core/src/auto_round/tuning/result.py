@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,11 +24,17 @@ class LayerResult:
         layer: what was planned for it.
         codes: its stored form, or None for a data type that has none.
         weight: what the codes decode to, [out_features, in_features] in the weight's dtype.
+        frozen: what its static activations were frozen to; codes have it too, under other names.
+        importance: sum of squares of each input channel over calibration, float32 [in_features]; None if not observed.
+        tokens: how many tokens of the calibration reached it, None if nobody looked.
     """
 
     layer: LayerSpec
     codes: Codes | None
     weight: torch.Tensor
+    frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    importance: torch.Tensor | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class CacheResult:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """A finished block.
+    """A finished part of the work: a block, layers of one that share an input, or layers outside the blocks.
 
     Attributes:
         name: the block's name; "" for layers outside the blocks.
@@ -57,6 +63,8 @@ class BlockResult:
         kept_step: the step whose parameters were kept, None where nothing was tuned.
         unseen: names of layers that no token of the calibration reached, experts most likely: they have the data type's
             best start without importance, and share the range of their likes where activations are static.
+        scarce: names of layers that so few tokens reached that tuning would only learn those by heart; they have the
+            data type's best start and are not tuned.
         caches: scales of keys and values, where the plan asks for them.
         seconds: how long it took.
     """
@@ -67,5 +75,6 @@ class BlockResult:
     loss_after: float | None = None
     kept_step: int | None = None
     unseen: tuple[str, ...] = ()
+    scarce: tuple[str, ...] = ()
     caches: tuple[CacheResult, ...] = ()
     seconds: float = 0.0

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
+from auto_round.run.ranks import Ranks
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 
 __all__ = ["Samples", "TuningOutcome", "tune_block"]
 
+ALONE = Ranks()
 SLICE_SAMPLES = 16
 LOSS_SCALE = 1000.0  # keeps float16 gradients from vanishing; the sign does not feel it
 
@@ -32,21 +34,29 @@ class Samples:
         targets: what the original block answers, same shape.
         mask: which tokens count, bool [samples, length], or None for all.
         run: hidden states of a batch through the block.
+        ranks: the processes that share a batch; each sees its part of it.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     mask: torch.Tensor | None
     run: Callable[[torch.Tensor], torch.Tensor]
+    ranks: Ranks = ALONE
 
     def loss(self, index: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Mean squared error of the block's output over these samples' tokens, float32 scalar."""
-        output = self.run(self.inputs[index].to(device)).float()
-        error = (output - self.targets[index].to(device).float()).square_()
+        """Mean squared error of the block's output over these samples' tokens, float32 scalar.
+
+        Of several ranks each returns its part; their sum is the loss.
+        """
+        mine = index[self.ranks.part(len(index))]
+        if not len(mine):
+            return torch.zeros((), device=device, requires_grad=True)
+        output = self.run(self.inputs[mine].to(device)).float()
+        error = (output - self.targets[mine].to(device).float()).square_()
         if self.mask is None:
-            return error.mean()
-        mask = self.mask[index].to(device)
-        return (error.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
+            return error.mean() if len(mine) == len(index) else error.sum() / (error[0].numel() * len(index))
+        mask = self.mask[mine].to(device)
+        return (error.mean(-1) * mask).sum() / self.mask[index].sum().clamp(min=1).to(device)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,11 @@ def tune_block(
     for step in range(options.iters):
         for _ in range(options.gradient_accumulate_steps):
             (samples.loss(next(batches), device) * LOSS_SCALE).backward()
+        if samples.ranks.size > 1:
+            for parameter, _ in slots:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                samples.ranks.add_up(parameter.grad)
         _sign_step(slots, 1.0 - step / options.iters)
         for layer in layers:
             layer.clamp_learnt()
@@ -145,7 +160,8 @@ class _Keeper:
 
     @torch.no_grad()
     def look(self, step: int) -> None:
-        loss = sum(self._samples.loss(part, self._device).item() for part in self._slice) / len(self._slice)
+        parts = [self._samples.loss(part, self._device).double() for part in self._slice]
+        loss = self._samples.ranks.add_up(torch.stack(parts).cpu()).mean().item()
         if step == 0:
             self._first = loss
         if loss < self._least or step == 0:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from auto_round.data_type import DataType
+from auto_round.errors import AutoRoundError
 from auto_round.plan import LayerSpec
 from auto_round.plugins import Registry
 from auto_round.schemes import QuantizationScheme
@@ -19,6 +20,7 @@ from auto_round.tuning.layer import TunableLinear
 
 __all__ = ["Declared", "weight_like"]
 
+SLOW = "slow: more than a few seconds"
 SHAPES = ((16, 64), (5, 72), (1, 32), (8, 200))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,6 +63,10 @@ class Declared:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Every test that names one of these runs for each of what was declared."""
+        if "slow" in metafunc.fixturenames:
+            if not any(line.startswith("slow") for line in metafunc.config.getini("markers")):
+                metafunc.config.addinivalue_line("markers", SLOW)
+            metafunc.parametrize("slow", [pytest.param("", marks=pytest.mark.slow, id="slow")])
         for fixture, values in (
             ("scheme", self.schemes),
             ("shape", self.shapes),
@@ -80,7 +86,10 @@ class Declared:
     @pytest.fixture
     def data_type(self, registry: Registry) -> DataType:
         """The data type under test."""
-        return registry.data_type(self.name)
+        try:
+            return registry.data_type(self.name)
+        except AutoRoundError:
+            pytest.skip(f"there is no data type {self.name!r}: see test_the_name_is_that_of_a_data_type")
 
     def layer(
         self,

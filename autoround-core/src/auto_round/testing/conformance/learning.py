@@ -68,18 +68,32 @@ class LearningTests(Declared):
         for name in learnt:
             # A longer range moves large weights away from zero; offsets move all of them up.
             along = torch.ones_like(layer.weight) if name == "v" else layer.weight.sign()
-            at = 0.0 if name == "v" else CUT
-            with torch.no_grad():
-                above, below = (self._averaged(layer, name, at + d, along).item() for d in (DELTA, -DELTA))
-            slope = (above - below) / (2 * DELTA)
-            layer.learnt.zero_grad()
-            for point in range(POINTS):
-                self._averaged(layer, name, at + DELTA * (2 * (point + 0.5) / POINTS - 1), along, learn=True)
-            gradient = layer.learnt[name].grad
-            assert gradient is not None, f"{name} is declared as tuned and gets no gradient."
-            found = float(gradient.sum()) / POINTS
-            told = f"the gradient of {name} is {found:.4g}; finite differences of the averaged weight are {slope:.4g}."
-            assert abs(found - slope) <= self.gradient_tolerance * abs(slope), told
+            found, slope = self._both_ways(layer, name, along)
+            tolerated = self.gradient_tolerance * abs(slope)
+            if abs(found - slope) > tolerated:
+                parts, wrong = [], []
+                beyond = (layer.weight.abs() > CUT).to(along.dtype)
+                for where, part in (("inside the grid", 1 - beyond), ("at its ends and beyond", beyond)):
+                    of_part, wanted = self._both_ways(layer, name, along * part)
+                    parts.append(f"{of_part:.4g} against {wanted:.4g} over the weights {where}")
+                    if abs(of_part - wanted) > tolerated / 2:
+                        wrong.append(where)
+                raise AssertionError(
+                    f"the gradient of {name} is {found:.4g}; finite differences of the averaged weight are "
+                    f"{slope:.4g}: {', '.join(parts)}. It is wrong {' and '.join(wrong)}."
+                )
+
+    def _both_ways(self, layer: TunableLinear, name: str, along: torch.Tensor) -> tuple[float, float]:
+        """The gradient of one parameter, and the finite difference that it should be, over a direction of weights."""
+        at = 0.0 if name == "v" else CUT
+        with torch.no_grad():
+            above, below = (self._averaged(layer, name, at + d, along).item() for d in (DELTA, -DELTA))
+        layer.learnt.zero_grad()
+        for point in range(POINTS):
+            self._averaged(layer, name, at + DELTA * (2 * (point + 0.5) / POINTS - 1), along, learn=True)
+        gradient = layer.learnt[name].grad
+        assert gradient is not None, f"{name} is declared as tuned and gets no gradient."
+        return float(gradient.sum()) / POINTS, (above - below) / (2 * DELTA)
 
     def _averaged(
         self, layer: TunableLinear, name: str, value: float, along: torch.Tensor, *, learn: bool = False

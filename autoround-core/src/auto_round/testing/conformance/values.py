@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from auto_round.data_type import DataType
-from auto_round.errors import AutoRoundError
+from auto_round.errors import AutoRoundError, UnknownNameError
+from auto_round.names import did_you_mean
 from auto_round.plugins import Registry
 from auto_round.schemes import QuantizationScheme
 from auto_round.testing.conformance.base import Declared, weight_like
@@ -20,7 +24,23 @@ __all__ = ["ValueTests"]
 class ValueTests(Declared):
     """`quant_tensor` by itself."""
 
-    def test_the_scheme_leads_to_it(self, registry: Registry, scheme: QuantizationScheme) -> None:
+    def test_the_name_is_that_of_a_data_type(self, registry: Registry) -> None:
+        """All other tests are skipped where it is not."""
+        try:
+            registry.data_type(self.name)
+        except UnknownNameError:
+            names = registry.data_type_names()
+            told = f"name = {self.name!r}: no installed plugin registers a data type of that name"
+            told += did_you_mean(self.name, names) or f". Registered are: {', '.join(names) or 'none'}."
+            broken = [line for line in registry.report() if line.state in ("broken", "refused")]
+            told += "".join(f" Plugin {line.name} is {line.state}: {line.reason}" for line in broken)
+        except AutoRoundError as error:
+            told = f"name = {self.name!r}: {error}"
+        else:
+            return
+        pytest.fail(told, pytrace=False)
+
+    def test_the_scheme_leads_to_it(self, data_type: DataType, registry: Registry, scheme: QuantizationScheme) -> None:
         """A scheme's `data_type`, completed with bits and symmetry, is the registered name."""
         found = registry.data_type_for(scheme).name
         assert found == self.name, f"scheme {scheme.data_type} leads to {found}; the contract wants {self.name}."
@@ -33,6 +53,24 @@ class ValueTests(Declared):
         assert rounded.shape == weight.shape, "quant_tensor must return the tensor in the shape it was given."
         assert rounded.dtype == dtype, "quant_tensor must return the tensor in the dtype it was given."
         assert bool(torch.isfinite(rounded).all()), "finite weights must give finite weights back."
+
+    def test_three_things_are_returned(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        """The tensor, the scale, the zero point; of the last two nothing is said but that they describe the grid."""
+        returned: list[Any] = []
+        answer = data_type.quant_tensor
+
+        def listen(_self: DataType, *args: Any, **offers: Any) -> Any:
+            returned.append(answer(*args, **offers))
+            return returned[-1]
+
+        layer = self.layer(data_type, scheme, weight_like(self.shapes[0]))
+        with mock.patch.object(type(data_type), "quant_tensor", listen), contextlib.suppress(TypeError, ValueError):
+            layer.quantized_weight()
+        (found,) = returned
+        told = f"quant_tensor must return a tuple of three (tensor, scale, zero point), not {_shown(found)}."
+        assert isinstance(found, tuple), told
+        assert len(found) == 3, told
+        assert isinstance(found[0], torch.Tensor), told
 
     def test_it_is_close(self, data_type: DataType, scheme: QuantizationScheme, shape: tuple[int, int]) -> None:
         """Whatever the grid is, most of a weight's energy is there afterwards."""
@@ -108,6 +146,11 @@ class ValueTests(Declared):
             rounded = self.quantized(data_type, scheme, weight)
         except AutoRoundError:
             return  # said before anything was lost
+        except Exception as error:
+            raise AssertionError(
+                f"a weight that is {bad} must raise an AutoRoundError, or keep what is no number within the rows that "
+                f"share its scale; it raised {type(error).__name__}: {error}"
+            ) from error
         height = scheme.group_size[0] if isinstance(scheme.group_size, tuple) else 1
         if self.one_scale or scheme.group_size == 0 or height >= weight.shape[0]:
             return
@@ -125,3 +168,10 @@ class ValueTests(Declared):
         largest = float(wanted.abs().max())
         worst = float((found - wanted).abs().max())
         assert worst <= self.tolerates * largest, f"{told}; it is off by {worst / largest:.2g} of the largest weight."
+
+
+def _shown(found: Any) -> str:
+    kind = type(found).__name__
+    return (
+        f"a {kind} of {', '.join(type(part).__name__ for part in found)}" if isinstance(found, tuple) else f"a {kind}"
+    )

@@ -27,21 +27,20 @@ def test_levels_are_quantiles_of_the_normal_distribution():
     side = [[NormalDist().inv_cdf(outermost + (0.5 - outermost) * i / n) for i in range(n)] for n in (8, 7)]
     expected = sorted([*side[0], 0.0, *(-q for q in side[1])])
     # The published values were computed in float32.
-    assert [q / expected[-1] for q in expected] == pytest.approx(LEVELS, abs=2e-7)
+    assert [q / expected[-1] for q in expected] == pytest.approx(LEVELS.tolist(), abs=2e-7)
 
 
 def test_levels_and_codes_are_those_of_bitsandbytes(data_type):
     functional = pytest.importorskip("bitsandbytes.functional")
-    assert functional.get_4bit_type("nf4", "cpu").tolist() == list(LEVELS)
+    assert functional.get_4bit_type("nf4", "cpu").tolist() == LEVELS.tolist()
     weight = weights()
     weight.view(-1, 64)[:, 7] = -0.25  # one scale everywhere, which 8 bits hold exactly
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
     codes = data_type.encode(weight, SCHEME).tensors["codes"]
     theirs = torch.stack([packed >> 4, packed & 15], -1).reshape(weight.shape)
-    middle = (torch.tensor(LEVELS[1:]) + torch.tensor(LEVELS[:-1])) / 2
-    clear = ((weight / 0.25).unsqueeze(-1) - middle).abs().amin(
-        -1
-    ) > 1e-6  # of a tie, which floats may see on either side
+    middle = (LEVELS[1:] + LEVELS[:-1]) / 2
+    from_middle = ((weight / 0.25).unsqueeze(-1) - middle).abs().amin(-1)
+    clear = from_middle > 1e-6  # of a tie, which floats may see on either side
     assert clear.float().mean() > 0.999
     assert torch.equal(codes[clear], theirs[clear])
     same = data_type.quant_tensor(weight, group_size=64)[0] == functional.dequantize_4bit(packed, state)

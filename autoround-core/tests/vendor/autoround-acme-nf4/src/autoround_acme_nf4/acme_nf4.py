@@ -21,13 +21,13 @@ from auto_round.data_type.rounding import round_ste
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
 
-# Plain numbers, made a tensor where they are used: this module may be imported while a model is being built, when
-# tensors are made without memory and in the dtype of the model.
-LEVELS = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+LEVELS = torch.tensor(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ]
 )
 """Quantiles of the normal distribution, paper's appendix E."""
 BITS, SCALE_BITS, SCALE_BLOCK = 4, 8, 256
@@ -54,7 +54,7 @@ class AcmeNf4(DataType):
             return f"{self.name} has groups along a row, not {scheme.group_size}"
         return None
 
-    def quant_tensor(  # type: ignore[override]  # the contract: name the offers that are taken
+    def quant_tensor(
         self,
         tensor: torch.Tensor,
         group_size: int = 64,
@@ -83,7 +83,7 @@ class AcmeNf4(DataType):
         groups, shape, padding = reshape_pad_tensor_by_group_size(codes.tensors["codes"], codes.scheme.group_size)
         stored = (codes.tensors[name] for name in ("scale_codes", "scale_steps", "scale_mean"))
         scale = decoded_scales(*stored)
-        return revert_tensor_by_pad(table(scale)[groups.long()] * scale, shape, padding).to(codes.dtype)
+        return revert_tensor_by_pad(LEVELS.to(scale.device)[groups.long()] * scale, shape, padding).to(codes.dtype)
 
     def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
         groups, weights = group_count(shape, scheme.group_size)[0], shape[0] * shape[1]
@@ -93,16 +93,11 @@ class AcmeNf4(DataType):
         return {
             "name": self.name,
             "summary": self.summary,
-            "grid": [round(level, 4) for level in LEVELS],
+            "grid": [round(level, 4) for level in LEVELS.tolist()],
             "bits": str(BITS),
             "scale": "8 bits: mean + code * step, a float32 step for 256 scales, a float32 mean for the tensor",
             "stored": " ".join((self.__doc__ or "").split()),
         }
-
-
-def table(like: torch.Tensor) -> torch.Tensor:
-    """The levels, float32 [levels], where `like` is."""
-    return torch.tensor(LEVELS, dtype=torch.float32, device=like.device)
 
 
 def encoded_scales(
@@ -131,7 +126,7 @@ def blocks_of(scales: torch.Tensor) -> torch.Tensor:
 
 def nearest(x: torch.Tensor, v: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
     """The level nearest to each x, with the gradient as if nothing had been rounded, and its code; shaped like x."""
-    levels = table(x)
+    levels = LEVELS.to(x.device)
     # What is no number goes to zero here, and stays what it is through the scale.
     x = x.nan_to_num(0.0)
     below = torch.bucketize(x.detach(), levels[1:-1], right=True)

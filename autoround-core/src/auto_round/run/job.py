@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run from the plan to the last byte: the engine works, the journal remembers, exporters write."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from auto_round.calibration.store import ActivationStore
+from auto_round.export.output import RunDirectory, run_directory
+from auto_round.run.fingerprint import fingerprint
+from auto_round.run.journal import Journal
+from auto_round.run.ranks import Ranks
+from auto_round.run.records import from_bytes, to_bytes
+from auto_round.tuning.engine import Engine, Progress, needs_calibration, parts_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from auto_round.calibration import CalibrationTokens
+    from auto_round.export.format import Exporter, OutputFormat
+    from auto_round.model.opened import OpenModel
+    from auto_round.plan import Plan
+    from auto_round.plugins import Registry
+    from auto_round.tuning.options import TuningOptions
+    from auto_round.tuning.result import BlockResult
+
+__all__ = ["Job"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works with.
+
+    Attributes:
+        model, plan, options, tokens, device, progress: as in `Engine`.
+        registry: the plugins in use, which a journal remembers.
+        ranks: the processes that share the run.
+        keep: whether the model stays in memory.
+        workers: sets of layers that are rounded at once.
+        resume: keep a journal, and go on from one.
+        restart: forget what an earlier run left.
+    """
+
+    model: OpenModel
+    plan: Plan
+    options: TuningOptions
+    tokens: CalibrationTokens | None
+    device: torch.device
+    progress: Progress
+    registry: Registry
+    ranks: Ranks
+    keep: bool
+    workers: int = 1
+    resume: bool = True
+    restart: bool = False
+
+    def in_memory(self) -> Iterator[BlockResult]:
+        """Quantize and write nothing."""
+        engine = self._engine(ActivationStore())
+        engine.begin()
+        yield from engine.run()
+
+    def to_files(self, output: Path, formats: Mapping[str, OutputFormat]) -> Iterator[BlockResult]:
+        """Quantize and write.
+
+        Args:
+            output: the directory that is there when the last result was taken.
+            formats: by the folder below it that each is written into, "" for itself.
+        """
+        if not self.ranks.writes:
+            yield from self._helping()
+            return
+        with run_directory(output, restart=self.restart) as place:
+            journal = self._journal(place, list(formats.values()))
+            engine = self._engine(journal.store if journal is not None else ActivationStore())
+            finished = iter(()) if journal is None else journal.parts(self.plan)
+            done = [result if self.keep else _light(result) for result in finished]
+            self.ranks.agree(len(done))
+            engine.begin(done)
+            if journal is not None and engine.chains is not None:
+                journal.restore(engine.chains)
+            self._share_chains(engine, len(done))
+            exporters = [
+                output_format.start(self.plan, self.model, _made(place.files / folder))
+                for folder, output_format in formats.items()
+            ]
+            if done:
+                _LOGGER.warning("note: going on after %d finished parts of an earlier run.", len(done))
+                assert journal is not None
+                for result in journal.parts(self.plan):
+                    _export(result, exporters)
+                    yield result
+            for result in self._gathered(engine, len(done)):
+                if journal is not None:
+                    journal.add(result, engine.chains)
+                _export(result, exporters)
+                yield result
+            for exporter in exporters:
+                exporter.finish()
+
+    def _engine(self, store: ActivationStore) -> Engine:
+        return Engine(
+            self.model, self.plan, self.options, self.tokens, self.device, self.progress, store, self.ranks, self.keep,
+            self.workers,
+        )  # fmt: skip
+
+    def _journal(self, place: RunDirectory, formats: Sequence[OutputFormat]) -> Journal | None:
+        if not self.resume or self.model.directory is None:
+            return None
+        names = [output_format.name for output_format in formats]
+        told = fingerprint(
+            self.model, self.plan, self.options, self.tokens, self.registry, names, self.device, self.ranks.size
+        )
+        return Journal.open(place.journal, told)
+
+    def _helping(self) -> Iterator[BlockResult]:
+        """The part of a rank that writes nothing."""
+        engine = self._engine(ActivationStore())
+        done = self.ranks.agree(0)
+        engine.begin()
+        self._share_chains(engine, done)
+        yield from self._gathered(engine, done)
+
+    def _share_chains(self, engine: Engine, done: int) -> None:
+        """Every rank starts from the activations that the one that writes has."""
+        if engine.chains is not None and done and self.ranks.size > 1:
+            self.ranks.share(engine.chains.reference)
+            if not self.ranks.writes:
+                engine.chains.quantized = engine.chains.store.like(engine.chains.reference)
+            self.ranks.share(engine.chains.quantized)
+
+    def _gathered(self, engine: Engine, done: int) -> Iterator[BlockResult]:
+        """Results as the rank that writes needs them; where no data flows each rank rounds its share."""
+        if self.ranks.size == 1 or needs_calibration(self.plan, self.options):
+            yield from engine.run(done)
+            return
+        parts = parts_of(self.plan, self.options)[done:]
+        mine = iter(engine.round([layers for _, layers in parts[self.ranks.rank :: self.ranks.size]]))
+        for number in range(len(parts)):
+            source = number % self.ranks.size
+            result = next(mine) if source == self.ranks.rank else None
+            data = self.ranks.hand_over(None if result is None else to_bytes(result), source)
+            if data is not None:
+                yield from_bytes(data, self.plan)
+
+
+def _export(result: BlockResult, exporters: Sequence[Exporter]) -> None:
+    for exporter in exporters:
+        for layer in result.layers:
+            exporter.add(layer)
+        for cache in result.caches:
+            exporter.add_cache(cache)
+
+
+def _light(result: BlockResult) -> BlockResult:
+    """What must be known of a part that is written already."""
+    return dataclasses.replace(result, layers=())
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

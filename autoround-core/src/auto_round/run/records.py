@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished parts as tensors and plain data, for files and for other processes; and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from auto_round.data_type import Codes
+from auto_round.plan import LayerSpec, Plan
+from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
+
+__all__ = ["from_bytes", "from_record", "to_bytes", "to_record"]
+
+_FACTS = ("name", "loss_before", "loss_after", "kept_step", "seconds")
+_LISTS = ("unseen", "scarce")
+
+
+def to_record(result: BlockResult) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Plain data that JSON holds, and tensors by name."""
+    tensors: dict[str, torch.Tensor] = {}
+    layers = []
+    for n, layer in enumerate(result.layers):
+        told: dict[str, Any] = {"name": layer.layer.name, "tokens": layer.tokens}
+        if layer.codes is None:
+            tensors[f"{n}.weight"] = layer.weight
+        else:
+            dtype = str(layer.codes.dtype).removeprefix("torch.")
+            told |= {"dtype": dtype, "shape": list(layer.codes.shape)}
+            tensors |= {f"{n}.codes.{name}": t for name, t in layer.codes.tensors.items()}
+        if layer.importance is not None:
+            tensors[f"{n}.importance"] = layer.importance
+        tensors |= {f"{n}.frozen.{name}": t for name, t in layer.frozen.items()}
+        layers.append(told)
+    for n, cache in enumerate(result.caches):
+        tensors |= {f"cache.{n}.key.{name}": t for name, t in cache.key.items()}
+        tensors |= {f"cache.{n}.value.{name}": t for name, t in cache.value.items()}
+    facts = {name: getattr(result, name) for name in _FACTS}
+    facts |= {name: list(getattr(result, name)) for name in _LISTS}
+    facts |= {"layers": layers, "caches": [cache.module for cache in result.caches]}
+    # Copies: layers may share a tensor, which no file could keep.
+    return facts, {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+
+
+def from_record(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], plan: Plan) -> BlockResult:
+    """The result again; weights are what the codes decode to."""
+    planned = {layer.name: layer for layer in plan.quantized}
+    layers = [_layer(planned[told["name"]], told, _below(tensors, f"{n}.")) for n, told in enumerate(facts["layers"])]
+    caches = [
+        CacheResult(module, _below(tensors, f"cache.{n}.key."), _below(tensors, f"cache.{n}.value."))
+        for n, module in enumerate(facts["caches"])
+    ]
+    told: dict[str, Any] = {name: facts[name] for name in _FACTS}
+    told |= {name: tuple(facts[name]) for name in _LISTS}
+    return BlockResult(layers=tuple(layers), caches=tuple(caches), **told)
+
+
+def to_bytes(result: BlockResult) -> bytes:
+    """Everything in one piece, for another process."""
+    facts, tensors = to_record(result)
+    packed: bytes = save(tensors or {"": torch.empty(0)}, {"facts": json.dumps(facts)})
+    return packed
+
+
+def from_bytes(data: bytes, plan: Plan) -> BlockResult:
+    """The result that another process packed."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return from_record(json.loads(header["__metadata__"]["facts"]), load(data), plan)
+
+
+def _layer(layer: LayerSpec, told: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> LayerResult:
+    codes, weight = None, tensors.get("weight")
+    if weight is None:
+        assert layer.data_type is not None
+        stored = _below(tensors, "codes.")
+        dtype, shape = getattr(torch, told["dtype"]), tuple(told["shape"])
+        codes = Codes(layer.data_type.name, layer.scheme, shape, dtype, stored)
+        weight = layer.data_type.decode(codes)
+    frozen = _below(tensors, "frozen.")
+    return LayerResult(layer, codes, weight, frozen, tensors.get("importance"), told["tokens"])
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers before the first step and after the last: what they are told, and what becomes of the model's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from auto_round.calibration.observer import InputObserver
+from auto_round.data_type.activation import ActivationQuantizer
+from auto_round.errors import CalibrationError
+from auto_round.plan import LayerSpec
+from auto_round.tuning.layer import TunableLinear
+from auto_round.tuning.result import LayerResult
+
+if TYPE_CHECKING:
+    from auto_round.tuning.options import TuningOptions
+
+__all__ = ["finish", "install", "mates_of", "observer_of", "prepare", "wants_importance"]
+
+
+def wants_importance(layer: LayerSpec, options: TuningOptions) -> bool:
+    """Whether the importance of a layer's inputs must be observed."""
+    assert layer.data_type is not None
+    return options.search and "imatrix" in layer.data_type.statistics(layer.scheme)
+
+
+def observer_of(modules: Mapping[str, nn.Module], layers: Sequence[LayerSpec], options: TuningOptions) -> InputObserver:
+    """Watches layers for what their data types want to know."""
+    importance = {s.name for s in layers if wants_importance(s, options)}
+    return InputObserver(modules, importance, {s.name for s in layers if s.static_activations})
+
+
+def mates_of(layer: LayerSpec, layers: Mapping[str, LayerSpec]) -> list[str]:
+    """The layers that decide together with one, because a runtime fuses them, itself among them."""
+    return [n for n in layer.shares if n in layers and _alike(layers[n], layer)] or [layer.name]
+
+
+def _alike(one: LayerSpec, other: LayerSpec) -> bool:
+    return one.scheme == other.scheme and one.data_type is other.data_type
+
+
+def prepare(tunables: Mapping[str, TunableLinear], observer: InputObserver | None, options: TuningOptions) -> None:
+    """Everything a layer is told before it is tuned or rounded."""
+    layers = {name: tunable.layer for name, tunable in tunables.items()}
+    for name, tunable in tunables.items():
+        if tunable.layer.static_activations:
+            low, high = _range_of(name, observer)
+            tunable.freeze_activations(low, high)
+        mates = mates_of(tunable.layer, layers)
+        if mates[0] == name:  # the first one of a set asks for all of them
+            tunable.share_with([tunables[n] for n in mates])
+    if options.search:
+        for name, tunable in tunables.items():
+            tunable.search(observer.sums.get(name) if observer is not None else None)
+
+
+def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResult:
+    """The layer's result.
+
+    Raises:
+        WrittenIntoError: its data type wrote into the original weight.
+    """
+    result = tunable.finish()
+    tunable.check_weight()
+    if observer is None:
+        return result
+    name = tunable.layer.name
+    return dataclasses.replace(result, importance=observer.sums.get(name), tokens=observer.tokens.get(name, 0))
+
+
+def install(linear: Any, result: LayerResult) -> None:
+    """Give a plain layer the weight every runtime will see, and let it see its input as they will."""
+    linear.weight.copy_(result.weight.T if result.layer.transposed else result.weight)
+    layer = result.layer
+    if layer.activation is not None:
+        frozen = result.frozen if layer.static_activations else None
+        linear.register_forward_pre_hook(_seen_through(ActivationQuantizer(layer.activation, layer.scheme, frozen)))
+
+
+def _seen_through(activation: ActivationQuantizer) -> Any:
+    def quantize_input(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (activation(args[0]), *args[1:])
+
+    return quantize_input
+
+
+def _range_of(name: str, observer: InputObserver | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range of a layer's input; that of its likes for an expert that no token was sent to."""
+    if observer is not None:
+        template = _without_numbers(name)
+        seen = [name] if name in observer.lows else [n for n in observer.lows if _without_numbers(n) == template]
+        if seen:
+            low = torch.stack([observer.lows[n] for n in seen]).min()
+            high = torch.stack([observer.highs[n] for n in seen]).max()
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise CalibrationError(
+                    f"layer {name}, whose activations are static, got NaN or infinite inputs: the model cannot compute "
+                    "the calibration data; try compute_dtype=torch.float32."
+                )
+            return low, high
+    raise CalibrationError(
+        f"no calibration token reached layer {name}, whose activations are static: pass more text, or other text."
+    )
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
