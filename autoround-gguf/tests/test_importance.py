@@ -7,6 +7,7 @@ import transformers as tf
 
 from auto_round import AutoRound
 from auto_round.errors import CalibrationError
+from auto_round.tuning.result import LayerResult
 from auto_round_gguf.imatrix import ImportanceFile, read_imatrix, write_imatrix
 from auto_round_gguf.importance import LayerImportance, importance_file
 
@@ -69,7 +70,7 @@ def test_importance_is_what_goes_into_the_layer(tmp_path, monkeypatch, quantized
     handle.remove()
     quantized("out", dataset=tokens)
     means = read_imatrix(tmp_path / "i.gguf").means["blk.1.ffn_down.weight"]
-    wanted = seen[0].reshape(-1, INNER).square().sum(0)
+    wanted = seen[0].reshape(-1, INNER).square().mean(0)
     torch.testing.assert_close(means, wanted, rtol=1e-4, atol=0)  # float32 sums in another order
 
 
@@ -92,7 +93,10 @@ def test_layers_a_file_leaves_out_are_observed(tmp_path, monkeypatch, quantized,
 
 
 def test_experts_are_rows_of_one_entry(tmp_path):
-    layers = [LayerImportance("blk.0.ffn_up_exps", expert, None, torch.full((8,), expert + 1.0)) for expert in (0, 2)]
+    layers = [
+        (LayerImportance("blk.0.ffn_up_exps", expert), LayerResult(None, None, None, {}, torch.full((8,), sums), count))
+        for expert, sums, count in ((0, 5.0, 5), (1, 0.0, 0), (2, 12.0, 4))
+    ]
     write_imatrix(tmp_path / "i.gguf", importance_file(layers, 3))
     means = read_imatrix(tmp_path / "i.gguf").means["blk.0.ffn_up_exps.weight"]
     assert means[:, 0].tolist() == [1.0, 1.0, 3.0]  # the one that saw nothing counts evenly

@@ -35,7 +35,7 @@ from auto_round.names import did_you_mean, normalise
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
 from auto_round.run.job import Job
-from auto_round.run.memory import peak_memory
+from auto_round.run.memory import MemoryNeed, memory_needed, peak_memory
 from auto_round.run.progress import SilentProgress, default_progress
 from auto_round.run.ranks import joined_ranks
 from auto_round.run.report import RunReport, told_unreached, without_tensors
@@ -165,6 +165,15 @@ class AutoRound:
             PlanError: everything that stands against it.
         """
         return self._make_plan(self._formats(format))
+
+    def memory_needed(self, format: str | Sequence[str] | None = None) -> MemoryNeed:
+        """What a run with `low_cpu_mem_usage` will need at its peak; no weight and no text is read for it."""
+        plan = self.plan(format)
+        config = self._opened().model.config
+        return memory_needed(
+            plan, self.options, flows=needs_calibration(plan, self.options), samples=self.nsamples,
+            seqlen=self._sample_length(), features=getattr(config, "hidden_size", 0), workers=self.workers,
+        )  # fmt: skip
 
     # What there is to do
 
@@ -312,12 +321,14 @@ class AutoRound:
                 raise
             return container.with_packing(packing)
 
-    def _calibration(self) -> CalibrationTokens:
-        model = self._opened()
-        longest = getattr(model.model.config, "max_position_embeddings", None)
+    def _sample_length(self) -> int:
+        longest = getattr(self._opened().model.config, "max_position_embeddings", None)
         if self._seqlen is not None and longest and self._seqlen > longest:
             raise CalibrationError(f"seqlen={self._seqlen} is longer than the {longest} positions the model knows.")
-        seqlen = self._seqlen or min(DEFAULT_SEQLEN, longest or DEFAULT_SEQLEN)
+        return self._seqlen or min(DEFAULT_SEQLEN, longest or DEFAULT_SEQLEN)
+
+    def _calibration(self) -> CalibrationTokens:
+        model, seqlen = self._opened(), self._sample_length()
         tokenizer = None
         if not isinstance(self.dataset, torch.Tensor):
             try:

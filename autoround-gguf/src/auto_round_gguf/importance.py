@@ -18,6 +18,7 @@ from auto_round_gguf.settings import imatrix_to_read
 
 if TYPE_CHECKING:
     from auto_round.schemes import LayerPlace
+    from auto_round.tuning.result import LayerResult
 
 __all__ = ["LayerImportance", "importance_file"]
 
@@ -30,13 +31,11 @@ class LayerImportance:
         tensor: GGUF name of its weight, without `.weight`.
         expert: which part of that tensor it is, None for all of it.
         given: from a file, float32 [in_features], None without.
-        observed: over calibration, float32 [in_features]; None before the layer is done, and where a file was used.
     """
 
     tensor: str
     expert: int | None = None
     given: torch.Tensor | None = None
-    observed: torch.Tensor | None = None
 
     @classmethod
     def of_layer(cls, tensor: str, place: LayerPlace) -> LayerImportance:
@@ -65,32 +64,26 @@ class LayerImportance:
         return found
 
     def settle(self, observed: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-        """What to search with; remembers what calibration observed."""
-        if self.given is not None:
-            return self.given.to(device)
-        self.observed = None if observed is None else observed.detach().cpu()
-        return observed
+        """What to search with."""
+        return observed if self.given is None else self.given.to(device)
 
 
-def importance_file(layers: Iterable[LayerImportance], experts: int) -> ImportanceFile:
-    """What was observed of layers, as a file holds it.
-
-    Sums of squares, of a number of tokens that is not known here: counts are 1, and 0 for experts that saw none. It is
-    the proportions within a layer that quantizers use.
-    """
+def importance_file(layers: Iterable[tuple[LayerImportance, LayerResult]], experts: int) -> ImportanceFile:
+    """What was observed of layers, as a file holds it: means of squares, and the tokens they are of."""
     found = ImportanceFile({}, chunks=1)
-    for layer in layers:
-        if layer.observed is None:
+    for layer, result in layers:
+        if layer.given is not None or result.importance is None or not result.tokens:
             continue
         name = f"{layer.tensor}.weight"
+        mean, count = result.importance.cpu() / result.tokens, float(result.tokens)
         if layer.expert is None:
-            found.means[name], found.counts[name] = layer.observed, torch.ones(1)
+            found.means[name], found.counts[name] = mean, torch.tensor([count])
             continue
         if name not in found.means:
-            found.means[name] = torch.zeros(experts, len(layer.observed))
+            found.means[name] = torch.zeros(experts, len(mean))
             found.counts[name] = torch.zeros(experts)
-        found.means[name][layer.expert] = layer.observed
-        found.counts[name][layer.expert] = 1.0
+        found.means[name][layer.expert] = mean
+        found.counts[name][layer.expert] = count
     return found
 
 

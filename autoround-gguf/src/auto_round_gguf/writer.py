@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class GGUFExporter:
             for layer in plan.layers
             if not layer.scheme.quantizes_weights
         }
-        self._importance: list[LayerImportance] = []
+        self._importance: list[tuple[LayerImportance, LayerResult]] = []
         self._vocabulary = read_vocabulary(_tokenizer(model), model.model.get_input_embeddings().weight.shape[0])
         self._writer = gguf.GGUFWriter(path, architecture.name, split_max_size=shard_bytes)
         self._spool = Spool(path.with_suffix(".waiting"))
@@ -71,7 +72,8 @@ class GGUFExporter:
         assert result.codes is not None
         scheme = result.layer.scheme
         if isinstance(scheme, LayerScheme) and scheme.importance is not None:
-            self._importance.append(scheme.importance)
+            # Not the tensors: what was observed is small, and a model's weights are not.
+            self._importance.append((scheme.importance, dataclasses.replace(result, codes=None, weight=torch.empty(0))))
         kind = result.layer.data_type.block_type(scheme.bits)
         self._add_blocks(f"{result.layer.name}.weight", result.layer.shape, kind, code_bytes(result.codes, kind))
 
@@ -146,7 +148,7 @@ class GGUFExporter:
 
     def _write_metadata(self) -> None:
         writer = self._writer
-        write_general(writer, self._plan, self._model, self._preset, self._importance)
+        write_general(writer, self._plan, self._model, self._preset, [known for known, _ in self._importance])
         write_hyperparameters(writer, self._architecture, self._config)
         writer.add_vocab_size(self._model.model.get_input_embeddings().weight.shape[0])
         write_vocabulary(writer, self._vocabulary)

@@ -3,21 +3,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from auto_round.cli.model_options import model_and_scheme, read_model, read_scheme
+from auto_round.sizes import readable_size
 
 if TYPE_CHECKING:
     from auto_round.plan import LayerSpec, Plan
+    from auto_round.run.memory import MemoryNeed
 
 __all__ = ["plan"]
 
 
 @click.command(short_help="Show what quantizing a model would do.")
 @model_and_scheme
+@click.option("--nsamples", type=int, default=128, show_default=True, help="Calibration samples.")
+@click.option("--seqlen", type=int, help="Tokens per sample.  [default: 2048, or what the model can take]")
+@click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
+@click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def plan(**options: Any) -> None:
     """Show, layer by layer, what would be done to MODEL, from its config and the headers of its files alone."""
@@ -25,11 +33,12 @@ def plan(**options: Any) -> None:
 
     model, scheme = read_model(options), read_scheme(options)
     output_format, as_json = options.pop("format_"), options.pop("as_json")
-    made = AutoRound(model, **scheme, **options).plan(output_format)
+    job = AutoRound(model, **scheme, **options)
+    made, need = job.plan(output_format), job.memory_needed(output_format)
     if as_json:
-        click.echo(json.dumps(_plain(made), indent=2))
+        click.echo(json.dumps({**_plain(made), "memory": dataclasses.asdict(need)}, indent=2))
     else:
-        _print(made)
+        _print(made, need)
 
 
 def _plain(made: Plan) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def _plain_layer(layer: LayerSpec) -> dict[str, Any]:
     }
 
 
-def _print(made: Plan) -> None:
+def _print(made: Plan, need: MemoryNeed) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -94,3 +103,11 @@ def _print(made: Plan) -> None:
         f"{made.model_bytes:,} -> {made.output_bytes:,} bytes",
         highlight=False,
     )
+    parts = {
+        "process": need.process,
+        "outside blocks": need.outside,
+        "block": need.block,
+        "activations": need.activations,
+    }
+    told = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items())
+    console.print(f"peak memory on a CPU: about {readable_size(need.total)} ({told})", highlight=False)

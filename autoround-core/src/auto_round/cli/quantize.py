@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def quantize(**options: Any) -> None:
     }
     job = AutoRound(model, verbose=not quiet, **scheme, **tuning, **options)
     _, folders = job.quantize_and_save(output, output_format)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first one speaks
     assert job.report is not None
     plan = job.plan(output_format)
     peak = job.report.peak_memory

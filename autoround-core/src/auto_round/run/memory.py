@@ -1,11 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this process has needed."""
+"""How much memory this process has needed, and how much a run that lets go of blocks will."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["peak_memory"]
+if TYPE_CHECKING:
+    from auto_round.plan import Plan
+    from auto_round.tuning.options import TuningOptions
+
+__all__ = ["MemoryNeed", "memory_needed", "peak_memory"]
+
+LEARNING = 12
+"""Bytes per weight while it is learnt: its offset, that one's gradient, and the best offset so far, float32 each."""
+
+PASSING = 3
+"""Bytes per weight between forward and backward: the weight that was computed with, and what its rounding remembers."""
+
+PASSES = 24
+"""Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a run needs, in bytes.
+
+    Attributes:
+        process: Python, torch and transformers, as they are now.
+        outside: embeddings and what else lies outside the blocks, where data flows.
+        block: the largest block and what is learnt for it, or the layers that are rounded at once.
+        activations: of all samples between two blocks, and of one batch within one.
+    """
+
+    process: int
+    outside: int
+    block: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.process + self.outside + self.block + self.activations
+
+
+def memory_needed(
+    plan: Plan, options: TuningOptions, *, flows: bool, samples: int, seqlen: int, features: int, workers: int
+) -> MemoryNeed:
+    """The peak of a run with `low_cpu_mem_usage`, on a CPU; within a quarter where it was measured.
+
+    Args:
+        flows: whether calibration data goes through the model.
+        samples, seqlen, features: of the calibration data, and of hidden states.
+        workers: sets of layers that are rounded at once.
+    """
+    stored = {layer.name: layer.shape[0] * layer.shape[1] * layer.dtype.itemsize for layer in plan.layers}
+    process = peak_memory() or 0
+    if not flows:
+        sets = sorted((sum(stored[n] for n in layer.shares or (layer.name,)) for layer in plan.quantized), reverse=True)
+        # A weight, its codes, what they decode to, and what a format packs them into.
+        return MemoryNeed(process, 0, 3 * sum(sets[: workers + 1]), 0)
+    weights: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    for layer in plan.layers:
+        weights[layer.block or ""] += stored[layer.name]
+        if layer.quantized and layer.block is not None:
+            numbers[layer.block] += layer.shape[0] * layer.shape[1]
+    largest = max(plan.blocks, key=lambda block: weights[block])
+    learnt = (LEARNING + PASSING) * numbers[largest] if options.iters else 2 * numbers[largest]
+    outside = weights[""] + sum(kept.nbytes for kept in plan.kept)
+    itemsize = plan.layers[0].dtype.itemsize
+    between = samples * seqlen * features * itemsize * (3 if options.iters and options.enable_quanted_input else 2)
+    within = options.batch_size * seqlen * features * itemsize * (PASSES if options.iters else 8)
+    return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
 
 
 def peak_memory() -> int | None:

@@ -140,7 +140,8 @@ class ValueTests(Declared):
         self, data_type: DataType, scheme: QuantizationScheme, bad: float
     ) -> None:
         """An error of ours, or damage that stays within the rows that share a scale."""
-        weight = weight_like((64, 64))
+        shape = (64, self.shapes[0][1])  # rows enough for more than one block
+        weight = weight_like(shape)
         weight[0, 0] = bad
         try:
             rounded = self.quantized(data_type, scheme, weight)
@@ -154,7 +155,7 @@ class ValueTests(Declared):
         height = scheme.group_size[0] if isinstance(scheme.group_size, tuple) else 1
         if self.one_scale or scheme.group_size == 0 or height >= weight.shape[0]:
             return
-        plain = self.quantized(data_type, scheme, weight_like((64, 64)))
+        plain = self.quantized(data_type, scheme, weight_like(shape))
         assert bool(torch.isfinite(rounded[height:]).all()), "a NaN must not spread to rows it shares no scale with."
         assert torch.equal(rounded[height:], plain[height:]), "a NaN must not change rows it shares no scale with."
 
