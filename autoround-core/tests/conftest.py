@@ -6,7 +6,17 @@ from typing import ClassVar
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+)
 
 from auto_round import Codes, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type.grouping import group_count, reshape_pad_tensor_by_group_size, revert_tensor_by_pad
@@ -51,6 +61,9 @@ class Steps(DataType):
 
     def statistics(self, scheme):
         return frozenset({"imatrix"})
+
+    def freeze(self, low, high, scheme):
+        return {"init_scale": torch.maximum(-low, high) / (2 ** (scheme.act_bits - 1) - 1)}
 
     def supports(self, scheme, shape):
         return "rows of fewer than 8 weights" if shape[1] < 8 else None
@@ -153,3 +166,52 @@ def model_dir(tmp_path):
 def tokens():
     """Eight calibration samples of sixteen tokens."""
     return torch.randint(4, 250, (8, 16), generator=torch.Generator().manual_seed(1))
+
+
+SMALL = {
+    "vocab_size": 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "dtype": "bfloat16",
+}  # fmt: skip
+EXPERTS = {**SMALL, "num_hidden_layers": 2, "num_experts_per_tok": 2, "tie_word_embeddings": False}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+GPT2 = {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "dtype": "bfloat16"}
+DEEPSEEK = {
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2, "topk_group": 1,
+    "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "first_k_dense_replace": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+ARCHITECTURES = {
+    "llama": LlamaConfig(**SMALL, tie_word_embeddings=False),
+    "tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "gpt2": GPT2Config(
+        **GPT2, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),  # linear layers kept the other way round
+    "gemma3": Gemma3TextConfig(
+        **SMALL, head_dim=8, sliding_window=8, layer_types=["sliding_attention"] * 2 + ["full_attention"]
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**EXPERTS, head_dim=8, moe_intermediate_size=16, num_experts=4),  # stored one by one
+    "mixtral": MixtralConfig(**EXPERTS, num_local_experts=4),  # stored under other names
+    "gpt_oss": GptOssConfig(**EXPERTS, head_dim=8, num_local_experts=4, rope_parameters=YARN),  # stored in one tensor
+    "deepseek": DeepseekV3Config(**{**EXPERTS, **DEEPSEEK}),  # has a stored buffer, kept in float32
+}
+"""Small models of every way in which weights lie in files."""
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory):
+    """Directory of a small model of one of these architectures; made once, to be read only."""
+    made = {}
+
+    def of(architecture, dtype=torch.bfloat16, shards="10GB"):
+        key = architecture, dtype, shards
+        if key not in made:
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture], dtype=dtype)
+            for tensor in [*model.parameters(), *(b for n, b in model.named_buffers() if n.endswith("_bias"))]:
+                torch.nn.init.normal_(tensor, 0.01, 0.2)
+            made[key] = tmp_path_factory.mktemp(architecture) / "model"
+            model.save_pretrained(made[key], max_shard_size=shards)
+        return made[key]
+
+    return of

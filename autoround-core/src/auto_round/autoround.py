@@ -139,6 +139,7 @@ class AutoRound:
         self._plan: Plan | None = None
         self._results: dict[str, LayerResult] = {}
         self._caches: list[CacheResult] = []
+        self._released = False
 
     # What there is to see
 
@@ -146,7 +147,7 @@ class AutoRound:
     def model(self) -> Any:
         """The model's modules; loads them if they are not loaded yet."""
         opened = self._opened()
-        if not (self.low_cpu_mem_usage and self.report is not None):
+        if not self._released:
             opened.load()
         return opened.model
 
@@ -230,8 +231,8 @@ class AutoRound:
         Until it is complete, what is finished lies in `<output_dir>.unfinished`; the same call goes on from there.
 
         Returns:
-            the model and the directories written, one per format. With `low_cpu_mem_usage` the model's blocks are on
-            the meta device: load what was written.
+            the model and the directories written, one per format. With `low_cpu_mem_usage`, or among several processes,
+            the blocks of a model that came from files are on the meta device: load what was written.
 
         Raises:
             AutoRoundError: of the kind that says what went wrong; no output directory is left then, and of an
@@ -258,26 +259,28 @@ class AutoRound:
         self._plan, self._results, self._caches = plan, {}, []
         blocks: dict[str, BlockResult] = {}
         with joined_ranks(self.device) as ranks:
+            # A model object is not ours to let go of.
+            keep = output is None or self._opened().directory is None or not (self.low_cpu_mem_usage or ranks.size > 1)
             progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
             job = Job(
-                self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks,
-                keep=output is None or not (self.low_cpu_mem_usage or ranks.size > 1),
+                self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
                 workers=self.workers, resume=self.resume, restart=self.restart,
             )  # fmt: skip
-            by_folder = {name.name if len(formats) > 1 else "": name for name in formats}
+            by_folder = {_folder(name) if len(formats) > 1 else "": name for name in formats}
             try:
                 for block in job.in_memory() if output is None else job.to_files(output, by_folder):
                     if output is None:
                         self._results |= {result.layer.name: result for result in block.layers}
                     self._caches += block.caches
                     blocks[block.name] = without_tensors(blocks.get(block.name), block)
-                    for told in told_unreached(block):
+                    for told in told_unreached(block) if ranks.writes else ():
                         _LOGGER.warning("note: %s", told)
                     yield block
             except WrittenIntoError as error:
                 raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
             finally:
                 progress.close()
+        self._released = not keep
         self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks.values()))
 
     def _opened(self) -> OpenModel:
@@ -365,7 +368,11 @@ def _folders(output_dir: Path, formats: Sequence[OutputFormat]) -> list[Path]:
     """The directory itself for one format, a directory per format below it for several."""
     if len(formats) == 1:
         return [output_dir]
-    return [output_dir / f.name.replace(":", "-") for f in formats]
+    return [output_dir / _folder(f) for f in formats]
+
+
+def _folder(output_format: OutputFormat) -> str:
+    return output_format.name.replace(":", "-")
 
 
 def _workers(wanted: int | None) -> int:
@@ -378,7 +385,10 @@ def _workers(wanted: int | None) -> int:
 
 def _device(device_map: str | int | torch.device | None) -> torch.device:
     if device_map is None or device_map == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_map == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        # Each process that `torchrun` starts on this machine has a GPU of its own.
+        device_map = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
     try:
         device = torch.device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)
     except (RuntimeError, TypeError) as error:

@@ -57,10 +57,14 @@ class CacheObserver:
 
     def gather(self, ranks: Ranks) -> None:
         """Put together what the ranks of a run have seen, each of its own samples."""
-        if ranks.size > 1:
-            self.ranges = {
-                key: (ranks.least(low.cpu()), ranks.most(high.cpu())) for key, (low, high) in self.ranges.items()
-            }
+        keys = [(name, part) for name in self._layers for part in ("k", "v")]
+        if ranks.size == 1 or not keys:
+            return
+        # A rank that had no samples has seen none of them, and must add its part all the same.
+        seen = ranks.add_up(torch.tensor([int(key in self.ranges) for key in keys])).tolist()
+        for key in (key for key, count in zip(keys, seen, strict=True) if count):
+            low, high = self.ranges.get(key, (torch.zeros(()), torch.zeros(())))
+            self.ranges[key] = (ranks.least(low.cpu()), ranks.most(high.cpu()))
 
     def _hand_cache(self, name: str) -> Any:
         def hand(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -73,15 +73,16 @@ class InputObserver:
 
     def gather(self, ranks: Ranks) -> None:
         """Put together what the ranks of a run have seen, each of its own samples."""
-        if ranks.size == 1:
-            return
         names = list(self._layers)
+        if ranks.size == 1 or not names:
+            return
         counts = ranks.add_up(torch.tensor([self.tokens.get(name, 0) for name in names]))
         self.tokens = {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
         for name in (n for n in self.tokens if n in self._importance):
-            module = self._layers[name]
-            width = getattr(module, "in_features", 0) or module.weight.shape[0]  # [in, out] where it is turned
-            self.sums[name] = ranks.add_up(self.sums.get(name, torch.zeros(width)).cpu())
+            weight = self._layers[name].weight
+            width = getattr(self._layers[name], "in_features", 0) or weight.shape[0]  # [in, out] where it is turned
+            self.sums[name] = ranks.add_up(self.sums.get(name, torch.zeros(width)).cpu()).to(weight.device)
         for name in (n for n in self.tokens if n in self._ranges):
-            self.lows[name] = ranks.least(self.lows.get(name, torch.zeros(())).cpu())
-            self.highs[name] = ranks.most(self.highs.get(name, torch.zeros(())).cpu())
+            device = self._layers[name].weight.device
+            self.lows[name] = ranks.least(self.lows.get(name, torch.zeros(())).cpu()).to(device)
+            self.highs[name] = ranks.most(self.highs.get(name, torch.zeros(())).cpu()).to(device)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ class ActivationStore:
             return torch.empty_like(tensor, device="cpu")
         while (path := self._directory / f"{self._count:06d}{SUFFIX}").exists():
             self._count += 1
+        _reserve(path, tensor.nbytes)
         return self._mapped(path, tensor.dtype, tuple(tensor.shape))
 
     def file_of(self, tensor: torch.Tensor) -> str:
@@ -38,9 +41,16 @@ class ActivationStore:
         return self._files[tensor.data_ptr()]
 
     def open(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor that a file of an earlier run holds."""
+        """A tensor that a file of an earlier run holds.
+
+        Raises:
+            OSError: the file is not there, or of another size.
+        """
         assert self._directory is not None
-        return self._mapped(self._directory / name, dtype, shape)
+        path, wanted = self._directory / name, torch.Size(shape).numel() * dtype.itemsize
+        if path.stat().st_size != wanted:  # mapping it would fill it up with zeros
+            raise OSError(errno.EINVAL, f"{path.stat().st_size} bytes, not {wanted}")
+        return self._mapped(path, dtype, shape)
 
     def keep(self, names: set[str]) -> None:
         """Drop all files but these."""
@@ -55,3 +65,20 @@ class ActivationStore:
         tensor = torch.from_file(str(path), shared=True, size=size, dtype=dtype).reshape(shape)
         self._files[tensor.data_ptr()] = path.name
         return tensor
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file and have room for it: writing to mapped memory that has none ends the process with a signal.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with path.open("xb") as file:
+        try:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        file.truncate(size)

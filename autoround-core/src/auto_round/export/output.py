@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from auto_round.errors import OutputError
 from auto_round.sizes import readable_size
@@ -28,9 +29,10 @@ def check_output(directory: Path, expected_bytes: int) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"{directory} is a file; name a directory for the output.")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise OutputError(f"{directory} is not empty; name another directory or empty it, nothing is overwritten.")
-    parent = _existing_parent(directory)
+    _check_empty(directory)
+    if directory.is_dir() and os.path.ismount(directory):
+        raise OutputError(f"{directory} is a mount point, which nothing can be renamed to; name a directory in it.")
+    parent = _existing_parent(directory.absolute().parent)
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{parent} cannot be written to; name another directory for the output.")
     free = shutil.disk_usage(parent).free
@@ -38,6 +40,11 @@ def check_output(directory: Path, expected_bytes: int) -> None:
         raise OutputError(
             f"the disk of {parent} has {readable_size(free)} free and the output needs {readable_size(expected_bytes)}."
         )
+
+
+def _check_empty(directory: Path) -> None:
+    if directory.is_dir() and any(directory.iterdir()):
+        raise OutputError(f"{directory} is not empty; name another directory or empty it, nothing is overwritten.")
 
 
 @dataclass(frozen=True)
@@ -73,25 +80,31 @@ def run_directory(output: Path, *, restart: bool = False) -> Iterator[RunDirecto
     root = output.with_name(output.name + UNFINISHED)
     place = RunDirectory(root / "files", root / "journal")
     try:
-        if restart and root.exists():
-            shutil.rmtree(root)
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root):
-            shutil.rmtree(place.files, ignore_errors=True)
+        lock = (root / "lock").open("w")
+    except OSError as error:
+        raise OutputError(f"{root} could not be made: {error.strerror or error}.") from error
+    with lock:
+        _hold(lock, root)  # before anything is touched: it may be somebody else's
+        try:
+            _check_empty(output)  # who held the lock before may have finished
+            for left in (place.files, place.journal) if restart else (place.files,):
+                if left.exists():
+                    shutil.rmtree(left)
             place.files.mkdir()
             yield place
             if output.is_dir():
                 output.rmdir()  # only ever an empty one; fails rather than removing anything
             place.files.rename(output)
-            shutil.rmtree(root)
-    except OSError as error:
-        kept = _clean(root, place)
-        if error.errno == errno.ENOSPC:
-            raise OutputError(f"the disk of {output.parent} is full; {kept}.") from error
-        raise OutputError(f"{output} could not be written: {error.strerror or error}; {kept}.") from error
-    except BaseException:
-        _clean(root, place)
-        raise
+            shutil.rmtree(root, ignore_errors=True)
+        except OSError as error:
+            kept = _clean(root, place)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputError(f"the disk of {output.parent} is full; {kept}.") from error
+            raise OutputError(f"{output} could not be written: {error.strerror or error}; {kept}.") from error
+        except BaseException:
+            _clean(root, place)
+            raise
 
 
 def _clean(root: Path, place: RunDirectory) -> str:
@@ -103,9 +116,8 @@ def _clean(root: Path, place: RunDirectory) -> str:
     return "nothing was left behind"
 
 
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Refuse a directory that another process is writing into.
+def _hold(lock: IO[str], root: Path) -> None:
+    """Refuse a directory that another process is writing into; nobody else gets it until the file is closed.
 
     Raises:
         OutputError: one is.
@@ -113,14 +125,17 @@ def _alone(root: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not a Unix
-        yield
         return
-    with (root / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(f"another run is writing into {root}; wait for it, or name another output.") from None
-        yield
+    told = f"another run is writing into {root}; wait for it, or name another output."
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(told) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # some network file systems have no locks
+            raise OutputError(f"{root} could not be locked: {error.strerror or error}.") from error
+    if not (root / "lock").exists():  # it finished, and removed what we hold, between our opening and locking it
+        raise OutputError(told)
 
 
 @contextmanager

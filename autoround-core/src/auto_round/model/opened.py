@@ -18,8 +18,8 @@ from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
 from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
-from auto_round.model.structure import LinearInfo, Structure, find_structure
-from auto_round.model.weights import OUTSIDE, PartLoader, build, first_line
+from auto_round.model.structure import Structure, find_structure
+from auto_round.model.weights import OUTSIDE, PartLoader, Target, build, find_targets, first_line
 from auto_round.plugins import Registry, default_registry
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
@@ -38,6 +38,7 @@ class OpenModel:
         tokenizer: given or loaded when first asked for, see `require_tokenizer`.
         loader: what brings parts in, once the first was asked for.
         reader: what makes `headers` of what is really `stored`, weights in `dtype`.
+        targets: what becomes of each of `headers` when parts are brought in.
     """
 
     name: str
@@ -51,6 +52,7 @@ class OpenModel:
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
     loader: PartLoader | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -131,8 +133,9 @@ class OpenModel:
                 built = build(self.model.config, self._load_dtype(), trust_remote_code=self.trust_remote_code)
                 self._add_generation_config(built)
                 self.loader = PartLoader(
-                    built, self.structure.blocks, self.headers, self.stored, self.reader, self._load_dtype()
-                )
+                    built, self.structure.blocks, self.targets, self.headers, self.stored, self.reader,
+                    self._load_dtype(),
+                )  # fmt: skip
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
             self.model = built
@@ -152,14 +155,10 @@ class OpenModel:
             ModelError: as `bring`.
         """
         if not keep and self.directory is not None:
-            wanted = {f"{name}.weight": name for name in names}
-            shapes = {f"{info.name}.weight": info for info in self.structure.linears}
-            plain = all(
-                w in self.headers and not shapes[w].tied and self.headers[w].shape == tuple(_stored_shape(shapes[w]))
-                for w in wanted
-            )
-            if plain:
-                return {wanted[weight]: linear for weight, linear in self._read_linears(list(wanted))}
+            tied = {info.name for info in self.structure.linears if info.tied}
+            if not any(name in tied for name in names) and all(self._stored_as_it_is(name) for name in names):
+                read = dict(self._read_linears([f"{name}.weight" for name in names]))
+                return {name: read[f"{name}.weight"] for name in names}
         blocks = {info.block for info in self.structure.linears if info.name in set(names)}
         for part in self.structure.blocks:
             if not keep and part not in blocks:
@@ -177,6 +176,18 @@ class OpenModel:
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise ModelError(f"{self.directory}: weight {name} has {bad} values that are NaN or infinite.")
             yield name, _linear(tensor.to(self._load_dtype()))
+
+    def _stored_as_it_is(self, layer: str) -> bool:
+        """Whether files have the weight of a linear layer under its own name, and nothing is done to it on loading."""
+        name = f"{layer}.weight"
+        target = self.targets.get(name)
+        if target is None or any(kept in name for kept in self.model._get_dtype_plan(self._load_dtype())):  # noqa: SLF001 - see `PartLoader`
+            return False
+        if target.alone or "." not in layer:
+            return target == Target(name, alone=True)
+        # Experts that the model keeps in one tensor are taken out of it as they were stored.
+        experts, module = self.model.get_submodule(layer.rsplit(".", 2)[0]), self.model.get_submodule(layer)
+        return isinstance(experts, SplitExperts) and self.headers[name].shape == tuple(module.weight.shape)
 
     def release(self, part: str) -> None:
         """Let go of the weights of a block that can be read again."""
@@ -217,7 +228,8 @@ class OpenModel:
     def other_tensors(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that is not the weight of one of these layers, as it is stored.
 
-        With files they come from the files, so that nothing a model class ignores is lost.
+        With files they come from the files, so that nothing a model class ignores is lost; where these have quantized
+        layers under other names, from the model, a part at a time.
         """
         weights = {f"{layer}.weight" for layer in layers}
         tied = {f"{info.name}.weight" for info in self.structure.linears if info.tied}
@@ -225,12 +237,23 @@ class OpenModel:
             wanted = {name: header for name, header in self.headers.items() if name not in weights}
             yield from self.reader.read_all(wanted, self.stored, self.dtype)
             return
-        done = weights | _tied_names(self.model)
-        for name, tensor, covered in fused_tensors(self.model, layers):
-            done |= covered
-            yield name, tensor
-        for name, tensor in self.model.state_dict().items():
-            if name not in done:
+        for part in (OUTSIDE, *self.structure.blocks):
+            there = self.directory is None or (self.loader is not None and part in self.loader.present)
+            self.bring(part)
+            yield from self._other_tensors_of(part, weights)
+            if not there:
+                self.release(part)
+
+    def _other_tensors_of(self, part: str, weights: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        done, prefix = weights | _tied_names(self.model), f"{part}." if part else ""
+        module = self.model.get_submodule(part)
+        inner = {name.removesuffix(".weight").removeprefix(prefix) for name in weights if name.startswith(prefix)}
+        for name, tensor, covered in fused_tensors(module, inner) if part else ():
+            done |= {prefix + name for name in covered}
+            yield prefix + name, tensor
+        blocks = tuple(f"{block}." for block in self.structure.blocks)
+        for name, tensor in module.state_dict(prefix=prefix).items():
+            if name not in done and (part or not name.startswith(blocks)):
                 yield name, tensor
 
 
@@ -266,11 +289,16 @@ def open_model(
     dtype = getattr(config, "dtype", None)
     dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     headers = reader.plain(stored, dtype)
+    try:
+        targets = find_targets(bare, headers)
+    except ModelError as error:
+        raise ModelError(f"{directory}: {error}") from None
     split_experts(bare)
     structure = find_structure(bare)
     return OpenModel(
-        os.fspath(model), directory, bare, structure, headers, tokenizer, trust_remote_code, reader, stored, dtype
-    )
+        os.fspath(model), directory, bare, structure, headers, tokenizer, trust_remote_code, reader, stored, dtype,
+        targets=targets,
+    )  # fmt: skip
 
 
 def _reader(directory: Path, config: Any, registry: Registry | None) -> WeightReader:
@@ -313,10 +341,6 @@ def _linear(weight: torch.Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
-
-
-def _stored_shape(info: LinearInfo) -> tuple[int, int]:
-    return (info.shape[1], info.shape[0]) if info.transposed else info.shape
 
 
 def _tied_names(model: nn.Module) -> set[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from auto_round.errors import ModelError
 from auto_round.model.source import StoredTensor
 
 __all__ = ["PlainReader", "Slices", "StoredFiles", "WeightReader"]
@@ -41,20 +42,34 @@ class StoredFiles(ExitStack):
         return self._headers.keys()
 
     def slices(self, name: str) -> Slices:
-        """A stored tensor, to be read in parts."""
-        result: Slices = self._file(name).get_slice(name)
+        """A stored tensor, to be read in parts.
+
+        Raises:
+            ModelError: its file cannot be read.
+        """
+        with self._reading(name) as file:
+            result: Slices = file.get_slice(name)
         return result
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A stored tensor."""
-        result: torch.Tensor = self._file(name).get_tensor(name)
+        """A stored tensor.
+
+        Raises:
+            ModelError: its file cannot be read.
+        """
+        with self._reading(name) as file:
+            result: torch.Tensor = file.get_tensor(name)
         return result
 
-    def _file(self, name: str) -> Any:
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
         file = self._headers[name].file
-        if file not in self._opened:
-            self._opened[file] = self.enter_context(safe_open(file, framework="pt"))
-        return self._opened[file]
+        try:
+            if file not in self._opened:
+                self._opened[file] = self.enter_context(safe_open(file, framework="pt"))
+            yield self._opened[file]
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{name} cannot be read from {file} any more: {error}.") from error
 
 
 class WeightReader(ABC):

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from auto_round.model.reader import PlainReader, StoredFiles, WeightReader
 if TYPE_CHECKING:
     from auto_round.model.source import StoredTensor
 
-__all__ = ["OUTSIDE", "PartLoader", "build", "first_line"]
+__all__ = ["OUTSIDE", "PartLoader", "Target", "build", "find_targets", "first_line"]
 
 OUTSIDE = ""
 """The part that is everything outside the blocks."""
@@ -40,17 +41,70 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
     return model.eval().requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What becomes of a stored tensor.
+
+    Attributes:
+        name: of the parameter or buffer that it becomes, or becomes a part of; of one of them, if it becomes several.
+        alone: whether it becomes that as it is.
+    """
+
+    name: str
+    alone: bool
+
+
+def find_targets(model: Any, headers: Mapping[str, StoredTensor]) -> dict[str, Target]:
+    """What becomes of each stored tensor of a model, as transformers builds it; no weight is needed for it.
+
+    Raises:
+        ModelError: a parameter that no stored tensor becomes, or a tensor of another shape.
+    """
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = _conversions(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    prefix, expected = model.base_model_prefix, model.state_dict()
+    targets: dict[str, Target] = {}
+    for name, header in headers.items():
+        found, converted = rename_source_key(name, renamings, converters, prefix, expected)
+        if found not in expected and name in expected:
+            found = name
+        targets[name] = Target(found, converted is None)
+        if converted is None and found in expected and header.shape != tuple(expected[found].shape):
+            raise ModelError(
+                f"{name} is stored as {list(header.shape)}, and the model's config describes "
+                f"{list(expected[found].shape)}."
+            )
+    becomes = {target.name for target in targets.values()}
+    _check_missing(model, expected.keys() - becomes - _made_beside(converters, becomes, expected))
+    return targets
+
+
+def _check_missing(model: Any, missing: Iterable[str]) -> None:
+    """Refuse a model some of whose parameters no stored tensor becomes."""
+    ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_missing", None) or ()]
+    tied = getattr(model, "all_tied_weights_keys", {})
+    parameters = {name for name, _ in model.named_parameters()}
+    names = sorted(n for n in missing if n in parameters and n not in tied and not any(p.search(n) for p in ignored))
+    if names:
+        raise ModelError(f"the files lack {len(names)} weights of {type(model).__name__}, {names[0]} first.")
+
+
 class PartLoader:
     """Brings the blocks of a model in, and lets go of them again.
 
     Attributes:
         model: as `build` returned it; blocks that are there have their experts taken apart.
+        present: the parts that are there.
     """
 
     def __init__(
         self,
         model: Any,
         blocks: tuple[str, ...],
+        targets: Mapping[str, Target],
         headers: Mapping[str, StoredTensor],
         stored: Mapping[str, StoredTensor],
         reader: WeightReader,
@@ -58,13 +112,13 @@ class PartLoader:
     ) -> None:
         """Args:
         blocks: names of the blocks.
-        headers, stored, reader, dtype: as in `OpenModel`.
+        targets, headers, stored, reader, dtype: as in `OpenModel`.
         """
         self.model = model
         self._blocks = blocks
         self._headers, self._stored, self._reader, self._dtype = headers, stored, reader, dtype
-        self._names = self._sort_names()
-        self._present: set[str] = set()
+        self._names = self._sort_names(targets)
+        self.present: set[str] = set()
         # As transformers fills them; between times a block stands there in our form, on the meta device.
         self._templates = {block: model.get_submodule(block) for block in blocks}
         for block, template in self._templates.items():
@@ -76,7 +130,7 @@ class PartLoader:
         Raises:
             ModelError: its tensors cannot be read, are incomplete, of another shape, or are not numbers.
         """
-        if part in self._present:
+        if part in self.present:
             return
         if part:
             self._put(part, copy.deepcopy(self._templates[part]))
@@ -90,13 +144,13 @@ class PartLoader:
             self.model.tie_weights()
             self.model.requires_grad_(False)
         self._check(part, mismatched)
-        self._present.add(part)
+        self.present.add(part)
 
     def release(self, part: str) -> None:
         """Let go of the weights of a part."""
-        if part in self._present and part != OUTSIDE:
+        if part in self.present and part != OUTSIDE:
             self.model.get_submodule(part).to("meta")
-            self._present.remove(part)
+            self.present.remove(part)
 
     def _put(self, block: str, module: nn.Module) -> None:
         parent, _, attribute = block.rpartition(".")
@@ -107,45 +161,15 @@ class PartLoader:
         split_experts(block)
         return block.eval().requires_grad_(False)
 
-    def _sort_names(self) -> dict[str, list[str]]:
-        """Names of stored tensors by the part they belong to.
-
-        Raises:
-            ModelError: a parameter that no stored tensor becomes, or one of another shape.
-        """
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        mapping = _conversions(self.model)
-        renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-        converters = [m for m in mapping if isinstance(m, WeightConverter)]
-        prefix, expected = self.model.base_model_prefix, self.model.state_dict()
+    def _sort_names(self, targets: Mapping[str, Target]) -> dict[str, list[str]]:
+        """Names of stored tensors by the part they belong to."""
         sorted_names: dict[str, list[str]] = {part: [] for part in (OUTSIDE, *self._blocks)}
         stem = self._blocks[0].rpartition(".")[0] + "."
-        becomes: dict[str, str] = {}
-        for name, header in self._headers.items():
-            found, converted = rename_source_key(name, renamings, converters, prefix, expected)
-            if found not in expected and name in expected:
-                found = name
-            inner = found.removeprefix(stem)
-            block = stem + inner.partition(".")[0] if inner != found else OUTSIDE
+        for name, target in targets.items():
+            inner = target.name.removeprefix(stem)
+            block = stem + inner.partition(".")[0] if inner != target.name else OUTSIDE
             sorted_names[block if block in sorted_names else OUTSIDE].append(name)
-            becomes[found] = name
-            if converted is None and found in expected and header.shape != tuple(expected[found].shape):
-                raise ModelError(f"the stored shape of {name} is not the one the model's config describes.")
-        self._check_missing(expected.keys() - becomes.keys() - _made_beside(converters, becomes.keys(), expected))
         return sorted_names
-
-    def _check_missing(self, missing: Iterable[str]) -> None:
-        """Refuse a model some of whose parameters no stored tensor becomes."""
-        ignored = [re.compile(p) for p in getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()]
-        tied = getattr(self.model, "all_tied_weights_keys", {})
-        parameters = {name for name, _ in self.model.named_parameters()}
-        names = sorted(
-            n for n in missing if n in parameters and n not in tied and not any(p.search(n) for p in ignored)
-        )
-        if names:
-            told = f"the files lack {len(names)} weights of {type(self.model).__name__}, {names[0]} first."
-            raise ModelError(told)
 
     def _convert(self, names: list[str]) -> list[str]:
         """Have transformers put stored tensors where they belong; returns those whose shape does not fit."""
@@ -167,7 +191,7 @@ class PartLoader:
     def _check(self, part: str, mismatched: list[str]) -> None:
         if mismatched:
             raise ModelError(f"the stored shape of {mismatched[0]} is not the one the model's config describes.")
-        self._check_missing(name for name, parameter in self._own_parameters(part) if parameter.is_meta)
+        _check_missing(self.model, (name for name, parameter in self._own_parameters(part) if parameter.is_meta))
         for name, parameter in self._own_parameters(part):
             if parameter.is_floating_point() and not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
                 bad = int((~torch.isfinite(parameter)).sum())

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,30 +79,30 @@ class Job:
         with run_directory(output, restart=self.restart) as place:
             journal = self._journal(place, list(formats.values()))
             engine = self._engine(journal.store if journal is not None else ActivationStore())
-            finished = iter(()) if journal is None else journal.parts(self.plan)
-            done = [result if self.keep else _light(result) for result in finished]
-            self.ranks.agree(len(done))
-            engine.begin(done)
+            done = 0 if journal is None else journal.done
+            self.ranks.agree(done)
+            engine.begin(done, () if journal is None or not self.keep else journal.parts(self.plan))
             if journal is not None and engine.chains is not None:
                 journal.restore(engine.chains)
-            self._share_chains(engine, len(done))
+            self._share_chains(engine, done)
             exporters = [
                 output_format.start(self.plan, self.model, _made(place.files / folder))
                 for folder, output_format in formats.items()
             ]
             if done:
-                _LOGGER.warning("note: going on after %d finished parts of an earlier run.", len(done))
+                _LOGGER.warning("note: going on after %d finished parts of an earlier run.", done)
                 assert journal is not None
                 for result in journal.parts(self.plan):
                     _export(result, exporters)
                     yield result
-            for result in self._gathered(engine, len(done)):
+            for result in self._gathered(engine, done):
                 if journal is not None:
                     journal.add(result, engine.chains)
                 _export(result, exporters)
                 yield result
             for exporter in exporters:
                 exporter.finish()
+        self.ranks.together()
 
     def _engine(self, store: ActivationStore) -> Engine:
         return Engine(
@@ -124,9 +123,10 @@ class Job:
         """The part of a rank that writes nothing."""
         engine = self._engine(ActivationStore())
         done = self.ranks.agree(0)
-        engine.begin()
+        engine.begin(done)
         self._share_chains(engine, done)
         yield from self._gathered(engine, done)
+        self.ranks.together()  # what was written is there now
 
     def _share_chains(self, engine: Engine, done: int) -> None:
         """Every rank starts from the activations that the one that writes has."""
@@ -157,11 +157,6 @@ def _export(result: BlockResult, exporters: Sequence[Exporter]) -> None:
             exporter.add(layer)
         for cache in result.caches:
             exporter.add_cache(cache)
-
-
-def _light(result: BlockResult) -> BlockResult:
-    """What must be known of a part that is written already."""
-    return dataclasses.replace(result, layers=())
 
 
 def _made(folder: Path) -> Path:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of a run: every finished part, and what the next one starts from, on disk before it is counted.
 
-A part is a file of tensors and then, in one rename, a file that says that it is whole. Whatever else lies there was not
-finished and is forgotten. Both live activations are kept as they are: computing them anew gives other numbers, and a
-loss that starts elsewhere.
+A part is a file of tensors and then, in one rename, a file that says that it is whole, and what is in it and in those
+of the activations. Whatever else lies there was not finished and is forgotten. Both live activations are kept as they
+are: computing them anew gives other numbers, and a loss that starts elsewhere.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +26,19 @@ from auto_round.run.fingerprint import Fingerprint, differences
 from auto_round.run.records import from_record, to_record
 
 if TYPE_CHECKING:
+    import torch
+
     from auto_round.plan import Plan
     from auto_round.tuning.chains import Chains
     from auto_round.tuning.result import BlockResult
 
-__all__ = ["Journal", "empty"]
+__all__ = ["Journal"]
 
 SHOWN = 3
 """Differences that a message names."""
+
+_PIECE = 1 << 20
+"""Bytes of a file that are read at once."""
 
 
 class Journal:
@@ -43,7 +51,8 @@ class Journal:
 
     def __init__(self, directory: Path, store: ActivationStore) -> None:
         self._directory = directory
-        self._chains: dict[str, Any] | None = None
+        self._chains: dict[str, str] = {}
+        self._sums: dict[str, int] = {}
         self.store = store
         self.done = 0
 
@@ -55,26 +64,22 @@ class Journal:
             OutputError: a different run was, or its journal cannot be read.
         """
         file = directory / "run.json"
-        if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise OutputError(f"{file} cannot be read ({error}); start anew with restart (--restart).") from error
-            unlike = differences(found, told)
+        journal = cls(directory, ActivationStore(directory))
+        while journal._fact_file(journal.done).is_file():
+            journal.done += 1
+        if journal.done:
+            unlike = differences(_read(file), told)
             if unlike:
                 more = f" and {len(unlike) - SHOWN} more" if len(unlike) > SHOWN else ""
                 raise OutputError(
                     f"{directory.parent} holds an unfinished run that differs ({'; '.join(unlike[:SHOWN])}{more}): run "
                     "that command again to finish it, or start anew with restart (--restart)."
                 )
+            last = _read(journal._fact_file(journal.done - 1))
+            journal._chains, journal._sums = last.get("chains", {}), last.get("sums", {})
         else:
             directory.mkdir(parents=True, exist_ok=True)
             _write(file, json.dumps(told, indent=1))
-        journal = cls(directory, ActivationStore(directory))
-        while journal._fact_file(journal.done).is_file():
-            journal.done += 1
-        if journal.done:
-            journal._chains = journal._facts(journal.done - 1)["chains"]
         journal._forget_the_rest()
         return journal
 
@@ -85,48 +90,71 @@ class Journal:
             OutputError: one cannot be read.
         """
         for number in range(self.done):
+            facts, file = _read(self._fact_file(number)), self._tensor_file(number)
+            self._check(file, facts.get("sums", {}))
             try:
-                tensors = load_file(self._tensor_file(number))
-            except (OSError, SafetensorError) as error:
-                raise OutputError(
-                    f"{self._tensor_file(number)} cannot be read ({error}); start anew with restart (--restart)."
-                ) from error
-            yield from_record(self._facts(number)["part"], tensors, plan)
+                tensors = load_file(file)
+                result = from_record(facts["part"], tensors, plan)
+            except (OSError, SafetensorError, KeyError, TypeError) as error:
+                raise _unreadable(file, error) from error
+            yield result
 
     def restore(self, chains: Chains) -> None:
-        """Put the activations there that the next part starts from."""
-        if self._chains is None:
+        """Put the activations there that the next part starts from.
+
+        Raises:
+            OutputError: they cannot be read.
+        """
+        if not self._chains:
             return
-        shape = tuple(chains.reference.shape)
-        dtype = chains.reference.dtype
-        chains.reference = self.store.open(self._chains["reference"], dtype, shape)
-        same = self._chains["quantized"] == self._chains["reference"]
-        chains.quantized = chains.reference if same else self.store.open(self._chains["quantized"], dtype, shape)
-        self.store.keep(set(self._chains.values()))
+        shape, dtype = tuple(chains.reference.shape), chains.reference.dtype
+        opened: dict[str, torch.Tensor] = {}
+        for name in dict.fromkeys(self._chains.values()):
+            try:
+                opened[name] = self.store.open(name, dtype, shape)
+            except OSError as error:
+                raise _unreadable(self._directory / name, error) from error
+            self._check(self._directory / name, self._sums)
+        chains.reference = opened[self._chains["reference"]]
+        chains.quantized = opened[self._chains["quantized"]]
+        self.store.keep(set(opened))
 
     def add(self, result: BlockResult, chains: Chains | None) -> None:
-        """Keep one more finished part, and the activations behind it."""
+        """Keep one more finished part, and the activations behind it.
+
+        Raises:
+            OSError: writing failed; the parts before it are not touched.
+        """
         facts, tensors = to_record(result)
-        names = None
+        names = {}
         if chains is not None:
             names = {"reference": self.store.file_of(chains.reference)}
             names["quantized"] = self.store.file_of(chains.quantized)
-        save_file(tensors, self._tensor_file(self.done))
-        _write(self._fact_file(self.done), json.dumps({"part": facts, "chains": names}))
+        file = self._tensor_file(self.done)
+        try:
+            save_file(tensors, file)
+        except SafetensorError as error:
+            raise _system_error(error) from error
+        sums = {path.name: _settle(path) for path in (file, *(self._directory / name for name in set(names.values())))}
+        _write(self._fact_file(self.done), json.dumps({"part": facts, "chains": names, "sums": sums}))
         self.done += 1
-        if names is not None:
+        if names:
             self.store.keep(set(names.values()))
 
-    def _forget_the_rest(self) -> None:
-        known = {self._tensor_file(n).name for n in range(self.done)}
-        for path in self._directory.glob("part-*.safetensors"):
-            if path.name not in known:
-                path.unlink()
-        self.store.keep(set((self._chains or {}).values()))
+    def _check(self, file: Path, sums: Mapping[str, int]) -> None:
+        try:
+            found = _sum(file)
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        if found != sums.get(file.name):
+            raise _unreadable(file, "it is not what was written")
 
-    def _facts(self, number: int) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self._fact_file(number).read_text(encoding="utf-8"))
-        return facts
+    def _forget_the_rest(self) -> None:
+        known = {path for n in range(self.done) for path in (self._tensor_file(n), self._fact_file(n))}
+        for path in sorted(self._directory.glob("part-*")):
+            if path not in known:
+                path.unlink()
+        self.store.keep(set(self._chains.values()))
 
     def _tensor_file(self, number: int) -> Path:
         return self._directory / f"part-{number:06d}.safetensors"
@@ -145,6 +173,38 @@ def _write(file: Path, text: str) -> None:
     unfinished.replace(file)
 
 
-def empty(directory: Path) -> bool:
-    """Whether nothing in a journal is worth going on from."""
-    return not any(directory.glob("part-*.json"))
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    if not isinstance(found, dict):
+        raise _unreadable(file, "it is not what was written")
+    return found
+
+
+def _unreadable(file: Path, why: object) -> OutputError:
+    return OutputError(f"{file} cannot be read ({why}); start anew with restart (--restart).")
+
+
+def _settle(file: Path) -> int:
+    """See to it that a file is on disk; returns its sum."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return _sum(file)
+
+
+def _sum(file: Path) -> int:
+    """CRC-32 of a file."""
+    total = 0
+    with file.open("rb", buffering=0) as stream:
+        while piece := stream.read(_PIECE):
+            total = zlib.crc32(piece, total)
+    return total
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """What the system said, of which the library tells the number in words."""
+    told = re.search(r"os error (\d+)", str(error))
+    number = int(told[1]) if told else errno.EIO
+    return OSError(number, os.strerror(number) if told else str(error))

@@ -20,6 +20,9 @@ LEARNING = 12
 PASSING = 3
 """Bytes per weight between forward and backward: the weight that was computed with, and what its rounding remembers."""
 
+FINISHED = 3
+"""Bytes per weight of a block that is done: a code, and what it decodes to."""
+
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
 
@@ -49,7 +52,7 @@ class MemoryNeed:
 def memory_needed(
     plan: Plan, options: TuningOptions, *, flows: bool, samples: int, seqlen: int, features: int, workers: int
 ) -> MemoryNeed:
-    """The peak of a run with `low_cpu_mem_usage`, on a CPU; within a quarter where it was measured.
+    """The peak of a run with `low_cpu_mem_usage`, on a CPU; within a tenth where it was measured.
 
     Args:
         flows: whether calibration data goes through the model.
@@ -69,7 +72,7 @@ def memory_needed(
         if layer.quantized and layer.block is not None:
             numbers[layer.block] += layer.shape[0] * layer.shape[1]
     largest = max(plan.blocks, key=lambda block: weights[block])
-    learnt = (LEARNING + PASSING) * numbers[largest] if options.iters else 2 * numbers[largest]
+    learnt = ((LEARNING + PASSING if options.iters else 0) + FINISHED) * numbers[largest]
     outside = weights[""] + sum(kept.nbytes for kept in plan.kept)
     itemsize = plan.layers[0].dtype.itemsize
     between = samples * seqlen * features * itemsize * (3 if options.iters and options.enable_quanted_input else 2)

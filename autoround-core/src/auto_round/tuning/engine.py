@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -93,11 +93,14 @@ class Engine:
     chains: Chains | None = None
 
     @torch.no_grad()
-    def begin(self, done: Sequence[BlockResult] = ()) -> None:
-        """Make ready for the parts that are not done; those that are take their places in the model, if it is kept.
+    def begin(self, done: int = 0, results: Iterable[BlockResult] = ()) -> None:
+        """Make ready for the parts after the first `done`.
 
         Where data flows, `chains` then holds the inputs of the first block; whoever has those of a later one, because
         some parts are done, puts them there.
+
+        Args:
+            results: of the parts that are done; they take their places in the model, if it is kept.
         """
         outside = [layer for layer in self.plan.quantized if layer.block is None]
         flows = needs_calibration(self.plan, self.options)
@@ -109,12 +112,14 @@ class Engine:
             first = self.model.structure.blocks[0]
             self.model.bring(first)
             self.chains = Chains.begin(self.model, self.options, self.tokens, self.store, self.ranks)
+            if done and not self.keep:
+                self.model.release(first)
         if self.keep:
             self.model.load()
-            for result in done:
+            for result in results:
                 for layer in result.layers:
                     install(self.model.model.get_submodule(layer.layer.name), layer)
-        self.progress.start(len(parts_of(self.plan, self.options)), max(1, self.options.iters), len(done))
+        self.progress.start(len(parts_of(self.plan, self.options)), max(1, self.options.iters), done)
 
     def run(self, done: int = 0) -> Iterator[BlockResult]:
         """The parts after the first `done`, each as soon as it is finished; its weights are let go of afterwards."""
@@ -134,6 +139,9 @@ class Engine:
         for result in round_sets(self.model, sets, self.options, self.device, workers=self.workers, keep=self.keep):
             self.progress.block(result)
             yield result
+        if not self.keep:
+            for block in self.plan.blocks:
+                self.model.release(block)
 
     @torch.no_grad()
     def _quantize(self, name: str, layers: Sequence[LayerSpec]) -> BlockResult:

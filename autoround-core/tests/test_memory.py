@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is said to need, by hand; that it is what a run takes was measured on models of real size."""
+
+from auto_round import AutoRound
+from auto_round.run.memory import peak_memory
+
+from .conftest import make_model, tiny_config
+
+
+def test_what_tuning_needs_is_added_up(registry, tmp_path):
+    make_model(tiny_config()).bfloat16().save_pretrained(tmp_path)
+    job = AutoRound(tmp_path, scheme="STEPS4", registry=registry, nsamples=4, seqlen=16, batch_size=2, iters=1)
+    need = job.memory_needed()
+    block = 32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 48  # q, o; k, v; gate, up, down
+    assert need.block == 2 * block + (12 + 3 + 3) * block
+    words = 256  # of the vocabulary
+    assert need.outside == 2 * (2 * words * 32)  # embedding and output, bfloat16
+    assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32)
+    assert need.process <= peak_memory()
+    assert need.total == need.process + need.outside + need.block + need.activations
+
+
+def test_rounding_needs_a_few_layers(registry, tmp_path):
+    make_model(tiny_config()).bfloat16().save_pretrained(tmp_path)
+    options = {"registry": registry, "iters": 0, "disable_opt_rtn": True}
+    need = AutoRound(tmp_path, scheme="STEPS4", workers=1, **options).memory_needed()
+    # Three times two sets, the largest being gate and up.
+    assert need.block == 3 * 2 * (2 * 2 * 32 * 48)
+    assert (need.outside, need.activations) == (0, 0)
+    assert AutoRound(tmp_path, scheme="STEPS4", workers=4, **options).memory_needed().block > need.block
