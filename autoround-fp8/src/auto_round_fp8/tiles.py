@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Tiles", "part"]
 
+NOT_SIGN = 0x7FFFFFFF
+
 CHUNK = 1 << 18
 """Elements worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""
 
@@ -106,9 +108,9 @@ class Tiles:
         """The largest magnitude of each group, float32 in the shape of `counts`."""
         parts = []
         for rows in self.chunks(tiles):
-            # Only the float32 forms are vectorised; a norm needs no copy of the magnitudes.
-            wide = tiles[rows].float()
-            parts.append(torch.linalg.vector_norm(wide, torch.inf, dim=self._over, keepdim=True))
+            # Magnitudes as integers are in the same order, and a CPU finds the largest of them several times faster.
+            bits = tiles[rows].to(torch.float32, copy=True).view(torch.int32).bitwise_and_(NOT_SIGN)
+            parts.append(bits.amax(self._over, keepdim=True).view(torch.float32))
         joined = torch.cat(parts) if parts else torch.zeros(self._scale_shape, device=tiles.device)
         return (joined.amax(0) if len(joined) != self._scale_shape[0] else joined).reshape(self.counts)
 

@@ -47,6 +47,9 @@ CHUNK = 1 << 18
 """Weights worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""
 
 
+_NOT_SIGN = 0x7FFFFFFF
+
+
 @dataclass(frozen=True, eq=False)
 class Settings:
     """What one call of a data type is told, apart from the tensors that may be learnt.
@@ -77,14 +80,14 @@ class Scales(NamedTuple):
         tensor: G, a scalar, or None where there is none.
         step: d, [blocks, 1].
         slope: derivative of d by the learnt factor, [blocks]; zero where s is held at the format's largest value.
-        from_tensor: whether the blocks' own largest magnitudes made the scales.
+        largest: A, [blocks], where it is the blocks' own and made the scales, else None.
     """
 
     block: torch.Tensor
     tensor: torch.Tensor | None
     step: torch.Tensor
     slope: torch.Tensor
-    from_tensor: bool
+    largest: torch.Tensor | None
 
     @property
     def divisor(self) -> torch.Tensor:
@@ -134,19 +137,19 @@ class BlockScale:
             exact = start * factor(max_scale)
         block = self.format.load(self.format.store(exact))
         moves = (exact.abs() <= self.format.largest).float()
-        from_tensor = settings.init_scale is None and settings.tensor_max is None
-        return self.steps(block.unsqueeze(-1), tensor, slope * moves, from_tensor)
+        own = largest if settings.init_scale is None and settings.tensor_max is None else None
+        return self.steps(block.unsqueeze(-1), tensor, slope * moves, own)
 
     def steps(
         self,
         block: torch.Tensor,
         tensor: torch.Tensor | None,
         slope: torch.Tensor | None = None,
-        from_tensor: bool = False,
+        largest: torch.Tensor | None = None,
     ) -> Scales:
         """Scales from what is stored: block scales [blocks, 1] and G."""
         step = block if tensor is None else block / tensor
-        return Scales(block, tensor, step, torch.zeros_like(block[:, 0]) if slope is None else slope, from_tensor)
+        return Scales(block, tensor, step, torch.zeros_like(block[:, 0]) if slope is None else slope, largest)
 
 
 class Grouping:
@@ -188,8 +191,13 @@ def largest_magnitudes(groups: torch.Tensor, settings: Settings) -> torch.Tensor
     if high is not None:
         size = high.detach().float().abs()
         return (size if low is None else torch.maximum(size, low.detach().float().abs())).reshape(-1)
-    found = [torch.linalg.vector_norm(groups[rows].float(), float("inf"), dim=-1) for rows in chunks(groups)]
-    return torch.cat(found) if found else groups.new_zeros(0, dtype=torch.float32)
+    found = [_magnitudes(groups[rows]).amax(-1) for rows in chunks(groups)]
+    return torch.cat(found).view(torch.float32) if found else groups.new_zeros(0, dtype=torch.float32)
+
+
+def _magnitudes(groups: torch.Tensor) -> torch.Tensor:
+    """The bits of the absolute values as float32, int32: numbers in their order, which a CPU compares far faster."""
+    return groups.to(torch.float32, copy=True).view(torch.int32).bitwise_and_(_NOT_SIGN)
 
 
 def scaled(groups: torch.Tensor, divisor: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:

@@ -90,9 +90,13 @@ class _Fused(torch.autograd.Function):
         (kept,) = ctx.saved_tensors
         wants_weight, wants_v, wants_max = ctx.needs_input_grad[:3]
         outer = Grouping(gradients[0], grouping.group_size)
-        by_v, by_weight, by_step = _backward(outer.groups, grouping.groups, kept, scales, wants_v, wants_weight)
-        if by_weight is not None and scales.from_tensor:
-            _carry_to_largest(by_weight, by_step * _moves(scales) * factor(ctx.max_scale), grouping.groups)
+        carries = wants_weight and scales.largest is not None
+        by_v, by_weight, by_step = _backward(
+            outer.groups, grouping.groups, kept, scales, wants_v, wants_weight, wants_step=wants_max or carries
+        )
+        if by_weight is not None and scales.largest is not None:
+            by_size = by_step * _moves(scales) * factor(ctx.max_scale)
+            _carry_to_largest(by_weight, by_size, grouping.groups, scales.largest)
         by_max = None
         if wants_max:
             slopes = by_step * scales.slope
@@ -111,11 +115,18 @@ def _moves(scales: Scales) -> torch.Tensor:
     return (scales.slope != 0).float()
 
 
-def _carry_to_largest(by_weight: torch.Tensor, by_size: torch.Tensor, groups: torch.Tensor) -> None:
-    """Add to the gradient of each block's largest element what its size does through the scale, d = A c / 6."""
-    place = groups.abs().argmax(-1, keepdim=True)
-    sign = groups.gather(-1, place).sign().float()
-    by_weight.scatter_add_(-1, place, (by_size.unsqueeze(-1) / LARGEST_E2M1 * sign).to(by_weight.dtype))
+def _carry_to_largest(
+    by_weight: torch.Tensor, by_size: torch.Tensor, groups: torch.Tensor, largest: torch.Tensor
+) -> None:
+    """Add to the gradient of each block's largest elements what their size does through the scale, d = A c / 6.
+
+    Equal ones share it.
+    """
+    for rows in chunks(groups):
+        wide = groups[rows].float()
+        chosen = (wide.abs() == largest[rows].unsqueeze(-1)).float()
+        share = by_size[rows].unsqueeze(-1) / (LARGEST_E2M1 * chosen.sum(-1, keepdim=True))
+        by_weight[rows] += chosen.copysign_(wide).mul_(share)
 
 
 def _backward(
@@ -125,8 +136,10 @@ def _backward(
     scales: Scales,
     wants_v: bool,
     wants_weight: bool,
+    *,
+    wants_step: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-    """Derivatives by v and weight, [blocks, block size], and by the step d, float32 [blocks]."""
+    """Derivatives by v and weight, [blocks, block size], and by the step d, float32 [blocks], where wanted."""
     step, divisor, end = scales.step, scales.divisor, 2 * LARGEST_E2M1
     by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
     by_weight = torch.empty_like(outer) if wants_weight else None
@@ -136,9 +149,10 @@ def _backward(
         # The gradient where nothing was clamped, else zero: hardtanh's own backward is one vectorised pass, while
         # comparing and masking with booleans costs ten times as much on a CPU.
         inner = torch.ops.aten.hardtanh_backward(gradient, twice, -end - 0.5, end + 0.5)
-        total = twice.clamp_(-end, end).mul_(gradient).sum(-1).div_(2.0)
-        total -= torch.mul(inner, groups[rows], out=twice).sum(-1).div_(divisor[rows, 0])
-        by_step[rows] = total
+        if wants_step:
+            total = twice.clamp_(-end, end).mul_(gradient).sum(-1).div_(2.0)
+            total -= torch.mul(inner, groups[rows], out=twice).sum(-1).div_(divisor[rows, 0])
+            by_step[rows] = total
         if by_weight is not None:
             by_weight[rows] = inner
         if by_v is not None:

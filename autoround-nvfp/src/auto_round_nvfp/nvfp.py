@@ -13,7 +13,15 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType, Runtime
 from auto_round.data_type.grouping import group_count
-from auto_round_nvfp.blocks import BlockScale, Factor, Grouping, Settings, chunks, global_scale_of, scaled
+from auto_round_nvfp.blocks import (
+    BlockScale,
+    Factor,
+    Grouping,
+    Settings,
+    chunks,
+    global_scale_of,
+    scaled,
+)
 from auto_round_nvfp.fused import offset, quantize_dequantize
 from auto_round_nvfp.minifloat import E4M3, LARGEST_E2M1, UE5M3, e2m1_codes, e2m1_values, round_e2m1_
 from auto_round_nvfp.search import search_scales

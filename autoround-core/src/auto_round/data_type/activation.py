@@ -14,7 +14,7 @@ from auto_round.data_type.untouched import check_untouched, writes_into
 if TYPE_CHECKING:
     from auto_round.schemes import QuantizationScheme
 
-__all__ = ["INPUT_PREFIX", "ActivationQuantizer", "frozen_offers"]
+__all__ = ["INPUT_PREFIX", "ActivationQuantizer", "SharedInput", "frozen_offers"]
 
 INPUT_PREFIX = "input_"
 
@@ -67,3 +67,31 @@ class ActivationQuantizer:
         check_untouched(x, writes, self.data_type.name, "the input of a layer")
         self._checked = True
         return seen
+
+
+class SharedInput:
+    """One quantized input for several layers that are fed the same.
+
+    Args:
+        quantizer: what each of them would do by itself.
+        users: how many they are; after so many calls with one tensor it is let go of.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer, users: int) -> None:
+        self.quantizer = quantizer
+        self._users = users
+        self._seen: tuple[torch.Tensor, int, bool, torch.Tensor] | None = None
+        self._left = 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The input as the quantized model sees it, see `ActivationQuantizer`."""
+        version, learning = x._version, torch.is_grad_enabled()  # noqa: SLF001 - tells that it was written to
+        if self._seen is not None and self._seen[0] is x and self._seen[1:3] == (version, learning):
+            quantized = self._seen[3]
+        else:
+            quantized, self._left = self.quantizer(x), self._users
+            self._seen = (x, version, learning, quantized)
+        self._left -= 1
+        if self._left <= 0:
+            self._seen = None
+        return quantized

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer
+from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer, SharedInput
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
 from auto_round.data_type.untouched import check_untouched, writes_into
 from auto_round.plan import LayerSpec
@@ -43,7 +43,8 @@ class TunableLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
         self.compute_dtype = compute_dtype
         self.learnt = nn.ParameterDict()
-        self.activation = None
+        self.activation: ActivationQuantizer | SharedInput | None = None
+        self._frozen: Mapping[str, torch.Tensor] = {}
         if layer.activation is not None and not layer.static_activations:
             self.activation = ActivationQuantizer(layer.activation, layer.scheme)
         self._shared: dict[str, torch.Tensor] = {}
@@ -68,12 +69,14 @@ class TunableLinear(nn.Module):
     def freeze_activations(self, low: torch.Tensor, high: torch.Tensor) -> None:
         """Fix the scale of static activations, float32 scalars."""
         assert self.layer.activation is not None
-        frozen = self.layer.activation.freeze(low, high, self.layer.scheme)
-        self.activation = ActivationQuantizer(self.layer.activation, self.layer.scheme, frozen)
+        self._frozen = self.layer.activation.freeze(low, high, self.layer.scheme)
+        self.activation = ActivationQuantizer(self.layer.activation, self.layer.scheme, self._frozen)
 
     def share_with(self, mates: Sequence[TunableLinear]) -> None:
         """Give all of these layers, itself among them, what they must have in common."""
         shared = dict(self.data_type.share([mate.weight for mate in mates], self.layer.scheme))
+        if isinstance(self.activation, ActivationQuantizer) and len(mates) > 1:
+            self.activation = SharedInput(self.activation, len(mates))
         for mate in mates:
             mate._shared = shared  # noqa: SLF001 - its own class
             mate._fixed.update(shared)  # noqa: SLF001
@@ -141,7 +144,7 @@ class TunableLinear(nn.Module):
     @torch.no_grad()
     def finish(self) -> LayerResult:
         """The layer's final codes and the weight they decode to."""
-        frozen = self.activation.frozen if self.activation is not None else {}
+        frozen = self._frozen
         if self.data_type.encodes:
             offers = {**self._fixed, **{name: p.detach() for name, p in self.learnt.items()}}
             codes = self.data_type.encode(self.weight, self.layer.scheme, **offers)

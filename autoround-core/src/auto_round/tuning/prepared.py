@@ -54,6 +54,8 @@ def prepare(tunables: Mapping[str, TunableLinear], observer: InputObserver | Non
         mates = mates_of(tunable.layer, layers)
         if mates[0] == name:  # the first one of a set asks for all of them
             tunable.share_with([tunables[n] for n in mates])
+        elif tunable.activation is not None:
+            tunable.activation = tunables[mates[0]].activation
     if options.search:
         for name, tunable in tunables.items():
             tunable.search(observer.sums.get(name) if observer is not None else None)
