@@ -29,8 +29,10 @@ VENDOR = "autoround-core/tests/vendor/autoround-acme-nf4"
 # uv does not read pip's settings; wheels that pip is told of are told to uv too.
 FIND_LINKS = ",".join(os.environ.get("PIP_FIND_LINKS", "").split())
 INSTALL_ENV = {"UV_FIND_LINKS": FIND_LINKS} if FIND_LINKS and "UV_FIND_LINKS" not in os.environ else {}
-# Nothing here needs a hub; what asks for one is told at once that there is none.
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
+# Nothing here needs a hub; what asks for one is told at once that there is none. And bytecode is kept: tests start many
+# processes, each of which would compile all of transformers again.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+# Tests start many fresh processes; without kept bytecode each would compile all of transformers again.
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -104,6 +106,14 @@ def demo(session: nox.Session) -> None:
     """Quantize the model that the repository carries, load it again and show what it cost."""
     install(session, *(f"./{folder}" for folder in DISTRIBUTIONS.values()))
     session.run("python", "autoround-core/demo/demo.py", *session.posargs, env=OFFLINE)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Benchmarks, as ratios to floors; after `--`: `--quick`, or `--known PYTHON` for a peer measured beside ours."""
+    folders = (f"./{folder}" for folder in DISTRIBUTIONS.values())
+    install(session, *folders, "compressed-tensors")
+    session.run("python", "autoround-core/benchmarks/run.py", *session.posargs, env=OFFLINE)
 
 
 @nox.session(default=False)

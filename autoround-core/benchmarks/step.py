@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: INP001 - a script, no package
 """How long a tuning step takes, as a ratio to the floor: the block's plain forward and backward, weights as leaves.
 
 usage: step.py [--model DIR | --shape HIDDENxINTERMEDIATExHEADSxKV_HEADS] [--batch 8x256] [--steps 24] SCHEME...
@@ -12,10 +13,10 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import time
 from typing import Any
 
 import torch
+from timing import clock
 from torch import nn
 
 from auto_round import AutoRound
@@ -25,11 +26,6 @@ from auto_round.model.opened import open_model, wrap_model
 from auto_round.run.ranks import Ranks
 from auto_round.tuning.block import quantize_block
 from auto_round.tuning.chains import Chains, Runner
-
-
-def clock() -> float:
-    """Seconds; of one thread those it was running, which other work on the machine disturbs less."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 class Floor:

@@ -9,7 +9,7 @@ import torch
 
 from auto_round_int.grid import Factor, Scales, Settings, factor, group_range, store_scale, where_moving
 from auto_round_int.search import Found, Trial
-from auto_round_int.symmetric import FINE, RATIO, SPAN, WIDER, IntSym, SymmetricGrid
+from auto_round_int.symmetric import IntSym, SymmetricGrid, parts
 
 __all__ = ["IntSymGptq", "RestrictedGrid"]
 
@@ -55,10 +55,9 @@ class RestrictedGrid(SymmetricGrid):
 
 
 def candidates(trial: Trial, bits: int) -> Iterator[Found]:
-    """Positive scales worth trying: around plain rounding's in fine steps, and smaller ones that cut outliers off."""
+    """Positive scales worth trying: around plain rounding's, and smaller ones that cut outliers off."""
     plain = trial.groups.abs().amax(-1, keepdim=True) * (2 / ((1 << bits) - 1))
-    cuts = ((1.0 + SPAN) * RATIO**i for i in range(1, WIDER + 1))
-    for part in (*(1.0 + SPAN * i / FINE for i in range(-FINE, FINE + 1)), *cuts):
+    for part in parts(bits):
         yield Found(trial.away_from_zero(plain / part), None)
 
 

@@ -28,13 +28,19 @@ from auto_round_int.search import Found, Trial, row_chunks
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize, QuantizationScheme
 
-__all__ = ["FINE", "RATIO", "SPAN", "WIDER", "IntSym", "SymmetricGrid"]
+__all__ = ["IntSym", "SymmetricGrid", "parts"]
 
-FINE, COARSE, SPAN = 100, 24, 0.75
-"""Steps on either side of plain rounding, with its sign and with the other, up to this relative change of 1 / s."""
+NEAR = {2: (9, 0.1), 3: (9, 0.05), 4: (9, 0.025)}
+"""Steps on either side of plain rounding, and the relative change of 1 / s in each, by the number of bits."""
 
-WIDER, RATIO = 11, 1.15
-"""Steps beyond, each smaller than the one before by this ratio; they reach an eighth of plain rounding's scale."""
+NEAR_FINE = (60, 0.0075)
+"""The same at five bits and more, where the least errors lie in narrow valleys anywhere in this range."""
+
+ABOVE, LARGEST, BELOW, SMALLEST = 1.15, 0.3, 1.08, 8.0
+"""Beyond those: ratios of one scale to the next larger or smaller one, up to this part of plain rounding's 1 / s."""
+
+AROUND = 6
+"""Steps on either side of what is best then, and into how many of them one of the first steps is divided."""
 
 
 class SymmetricGrid(Grid):
@@ -83,19 +89,43 @@ class SymmetricGrid(Grid):
         return by_low * scales.low / -steps, moving.sub_(by_low) * scales.high / -steps
 
 
+def parts(bits: int, coarser: int = 1) -> Iterator[float]:
+    """What to multiply plain rounding's 1 / s by.
+
+    Even steps near it; beyond, a few larger scales, and smaller ones that cut outliers off, which pays where the grid
+    is coarse or few inputs matter.
+    """
+    count, step = NEAR.get(bits, NEAR_FINE)
+    count, step = count // coarser, step * coarser
+    yield from (1.0 + step * i for i in range(-count, count + 1))
+    part = 1.0 - step * count
+    while part > LARGEST:
+        part /= ABOVE**coarser
+        yield part
+    part = 1.0 + step * count
+    while part < SMALLEST:
+        part *= BELOW**coarser
+        yield part
+
+
 def candidates(trial: Trial, bits: int) -> Iterator[Found]:
     """Scales worth trying, plain rounding's among them.
 
-    The sign that plain rounding takes, in fine steps, and the opposite one, that puts the extreme weight on the grid's
-    shorter end, in coarse ones: few codes change from one coarse step to the next, and refitting does the rest. Beyond
-    lie scales that cut outliers off, which pays where the grid is coarse or few inputs matter.
+    The sign that plain rounding takes, and in steps twice as large the opposite one, that puts the extreme weight on
+    the grid's shorter end: few codes change from one step to the next, and refitting does the rest.
     """
     groups, steps = trial.groups, 1 << (bits - 1)
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    cuts = [(1.0 + SPAN) * RATIO**i for i in range(1, WIDER + 1)]
-    for end, count in ((-steps, FINE), (steps - 1, COARSE)):
-        for part in (*(1.0 + SPAN * i / count for i in range(-count, count + 1)), *cuts):
+    for end, coarser in ((-steps, 1), (steps - 1, 2)):
+        for part in parts(bits, coarser):
             yield Found(trial.away_from_zero(extreme / (end * part)), None)
+
+
+def around(best: Found, bits: int) -> Iterator[Found]:
+    """Scales close to the best of the candidates, itself among them."""
+    step = NEAR.get(bits, NEAR_FINE)[1] / AROUND
+    for i in range(-AROUND, AROUND + 1):
+        yield Found(best.scale * (1.0 + step * i), None)
 
 
 class IntSym(IntegerDataType):
@@ -152,6 +182,7 @@ class IntSym(IntegerDataType):
         for rows in row_chunks(weight, scheme.group_size):
             trial = Trial(weight[rows], imatrix, self.grid, settings)
             plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
-            starts = trial.best(self.candidates(trial, scheme.bits))
-            found.append(trial.polish(Found(plain.scale.float(), None), starts).scale)
+            coarse = trial.best(self.candidates(trial, scheme.bits))
+            close = trial.best(at for best in coarse for at in around(best, scheme.bits))
+            found.append(trial.polish(Found(plain.scale.float(), None), (*coarse, *close)).scale)
         return {"init_scale": torch.cat(found)}
