@@ -32,13 +32,14 @@ def jobs_of(scheme: QuantizationScheme, output_format: str, weight: torch.Tensor
     importance = torch.rand(weight.shape[1])
     shared = data_type.share([weight], scheme)
     dtype = packing.scale_dtype(weight.dtype) or torch.float16
-    codes = data_type.encode(weight, scheme, **shared)
-    stored = packing.pack(codes)
     known = {"bits": scheme.bits, "group_size": scheme.group_size, "scale_dtype": dtype, **shared}
     named = {name: value for name, value in known.items() if name in data_type.offers}
+    offers = {name: value for name, value in named.items() if name not in ("bits", "group_size")}
+    codes = data_type.encode(weight, scheme, **offers)
+    stored = packing.pack(codes)
     jobs: dict[str, Callable[[], object]] = {
         "round": lambda: data_type.quant_tensor(weight, **named),
-        "encode": lambda: data_type.encode(weight, scheme, **shared),
+        "encode": lambda: data_type.encode(weight, scheme, **offers),
         "pack": lambda: packing.pack(codes),
         "unpack": lambda: packing.unpack(stored, data_type.name, scheme, shape, weight.dtype),
         "decode": lambda: data_type.decode(codes),
