@@ -40,6 +40,11 @@ __all__ = ["quantize"]
 )
 @click.option("--restart", is_flag=True, help="Forget what an earlier run left, instead of going on from there.")
 @click.option("--no-resume", is_flag=True, help="Keep no journal; a run that is cut off is lost.")
+@click.option(
+    "--activations",
+    type=click.Choice(["disk", "cpu", "device"]),
+    help="Where activations between blocks live.  [default: disk, cpu without a journal]",
+)
 @click.option("--workers", type=int, help="Layers rounded at once where no data flows.  [default: threads]")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def quantize(**options: Any) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.plan import LayerSpec
 from auto_round.tuning.layer import TunableLinear
 
-__all__ = ["LayerStack", "renewed", "stacked"]
+__all__ = ["LARGEST", "LayerStack", "renewed", "stacked", "stacks_in"]
 
 LARGEST = 1 << 24
 """Weights of a stack: enough to make a call cheap, and few beside what all the experts of a block have."""
@@ -66,10 +67,7 @@ class LayerStack(TunableLinear):
 
 
 def stacked(layers: Iterable[TunableLinear], block: str) -> list[TunableLinear]:
-    """The layers of a block, those that can be put into stacks; what `tune_block` is to work with.
-
-    Stacked are layers of modules that a model numbers within a block, experts, if they differ in nothing else.
-    """
+    """The layers of a block, those that can be put into stacks; what `tune_block` is to work with."""
     alike: dict[object, list[TunableLinear]] = {}
     for layer in layers:
         alike.setdefault(_kind(layer, block) or id(layer), []).append(layer)
@@ -80,6 +78,12 @@ def stacked(layers: Iterable[TunableLinear], block: str) -> list[TunableLinear]:
             part = found[start : start + most]
             units += [LayerStack(part)] if len(part) > 1 else part
     return units
+
+
+def stacks_in(layer: LayerSpec, block: str) -> bool:
+    """Whether a layer may lie in a stack: one of an expert, a module that the model numbers within a block."""
+    numbered = any(part.isdigit() for part in _holder(layer, block))
+    return numbered and layer.data_type is not None and layer.data_type.stacks(layer.scheme, layer.shape)
 
 
 @contextmanager
@@ -105,13 +109,17 @@ def renewed(block: nn.Module, units: Iterable[TunableLinear]) -> Iterator[None]:
 def _kind(layer: TunableLinear, block: str) -> object:
     """What layers of one stack have in common, None for a layer that goes into none."""
     spec, weight = layer.layer, layer.weight
-    holder = spec.name.removeprefix(f"{block}.").split(".")[:-1]
-    numbered = any(part.isdigit() for part in holder)
-    if not numbered or layer.shares or "imatrix" in layer.fixed or not layer.data_type.stacks(spec.scheme, spec.shape):
+    # The importance of inputs differs from layer to layer and has no row to lie on.
+    if layer.shares or "imatrix" in layer.fixed or not stacks_in(spec, block):
         return None
     told = tuple((name, getattr(offer, "shape", offer)) for name, offer in layer.fixed.items())
-    without = tuple("#" if part.isdigit() else part for part in holder)
+    without = tuple("#" if part.isdigit() else part for part in _holder(spec, block))
     return without, spec.shape, weight.dtype, str(spec.scheme.to_dict()), id(layer.data_type), told
+
+
+def _holder(layer: LayerSpec, block: str) -> list[str]:
+    """The parts of the name of the module that a layer lies in, below the block."""
+    return layer.name.removeprefix(f"{block}.").split(".")[:-1]
 
 
 def _on_top(weights: Sequence[torch.Tensor]) -> torch.Tensor:
