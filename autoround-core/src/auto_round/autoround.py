@@ -18,7 +18,6 @@ from torch import nn
 from auto_round.calibration import CalibrationTokens, load_calibration
 from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
-    AutoRoundError,
     CalibrationError,
     ContractError,
     ModelError,
@@ -45,6 +44,7 @@ from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 
 if TYPE_CHECKING:
+    from auto_round.data_type import DataType
     from auto_round.export.format import OutputFormat
 
 __all__ = ["AutoRound", "RunReport"]
@@ -357,11 +357,8 @@ class AutoRound:
         return tokens
 
 
-def _told_maker(registry: Registry, data_type: str) -> str:
-    try:
-        maker = registry.provenance(data_type)
-    except AutoRoundError as unclear:  # two plugins claim the name
-        return str(unclear)
+def _told_maker(registry: Registry, data_type: DataType) -> str:
+    maker = registry.provenance(data_type)
     who = maker.distribution or f"plugin {maker.plugin}"
     return f"It comes with {f'{who} {maker.version}'.strip()}."
 

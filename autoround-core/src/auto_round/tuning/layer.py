@@ -110,7 +110,7 @@ class TunableLinear(nn.Module):
         Raises:
             WrittenIntoError: it has.
         """
-        check_untouched(self.weight, self._writes, self.data_type.name, f"the weight of layer {self.layer.name}")
+        check_untouched(self.weight, self._writes, self.data_type, f"the weight of layer {self.layer.name}")
 
     def make_learnable(self, minmax: bool) -> None:
         """Add the parameters the data type learns, at their neutral values."""
