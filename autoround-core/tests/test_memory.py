@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run is said to need, by hand; that it is what a run takes was measured on models of real size."""
 
+import pytest
+import torch
+
 from auto_round import AutoRound
+from auto_round.errors import UnknownOptionError
 from auto_round.run.memory import peak_memory
 
 from .conftest import make_model, tiny_config
@@ -22,6 +26,19 @@ def test_what_tuning_needs_is_added_up(registry, tmp_path):
     assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32)
     assert need.process <= peak_memory()
     assert need.total == need.process + need.outside + need.block + need.activations
+
+
+def test_activations_on_a_device_of_their_own_take_no_memory_of_the_cpu(stored, registry):
+    options = {"scheme": "STEPS4", "registry": registry, "nsamples": 4, "seqlen": 16, "batch_size": 2, "iters": 1}
+    for where in (None, "disk", "cpu", "device"):
+        job = AutoRound(stored("llama"), activations=where, **options)
+        for device in ("cpu", "cuda"):
+            job.device = torch.device(device)
+            within = 24 * 2 * (2 * 16 * 32)
+            between = 0 if (where, device) == ("device", "cuda") else 3 * 2 * (4 * 16 * 32)
+            assert job.memory_needed().activations == between + within
+    with pytest.raises(UnknownOptionError, match="disk, cpu, device"):
+        AutoRound(stored("llama"), activations="gpu", **options)
 
 
 def test_rounding_needs_a_few_layers(registry, tmp_path):
