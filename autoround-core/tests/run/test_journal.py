@@ -131,7 +131,7 @@ def test_killed_after_every_part(undisturbed, cut_off, again, output):
 
 def test_a_finished_part_is_not_done_twice(cut_off):
     """Otherwise the bytes would be the same, and nothing gained."""
-    step = "auto_round.tuning.signround:_sign_step"
+    step = "auto_round.run.progress:SilentProgress.step"
     assert cut_off(before="auto_round.run.journal:Journal.add", nth=3)["signal"] == signal.SIGKILL
     # One block of three is left, of six steps each.
     assert cut_off(before=step, nth=7)["signal"] == 0
