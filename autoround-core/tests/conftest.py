@@ -19,7 +19,12 @@ from transformers import (
 )
 
 from auto_round import Codes, DataType, QuantizationScheme, hookimpl
-from auto_round.data_type.grouping import group_count, reshape_pad_tensor_by_group_size, revert_tensor_by_pad
+from auto_round.data_type.grouping import (
+    group_count,
+    groups_stack,
+    reshape_pad_tensor_by_group_size,
+    revert_tensor_by_pad,
+)
 from auto_round.data_type.rounding import round_ste
 from auto_round.testing.fixtures import isolated_registry
 
@@ -61,6 +66,9 @@ class Steps(DataType):
 
     def statistics(self, scheme):
         return frozenset({"imatrix"})
+
+    def stacks(self, scheme, shape):
+        return groups_stack(shape, scheme.group_size)
 
     def freeze(self, low, high, scheme):
         return {"init_scale": torch.maximum(-low, high) / (2 ** (scheme.act_bits - 1) - 1)}

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run is said to need, by hand; that it is what a run takes was measured on models of real size."""
 
+import pytest
+import torch
+
 from auto_round import AutoRound
+from auto_round.errors import UnknownOptionError
 from auto_round.run.memory import peak_memory
 
 from .conftest import make_model, tiny_config
@@ -12,12 +16,29 @@ def test_what_tuning_needs_is_added_up(registry, tmp_path):
     job = AutoRound(tmp_path, scheme="STEPS4", registry=registry, nsamples=4, seqlen=16, batch_size=2, iters=1)
     need = job.memory_needed()
     block = 32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 48  # q, o; k, v; gate, up, down
-    assert need.block == 2 * block + (12 + 3 + 3) * block
+    # The gradient is that of one layer at a time, an up projection say, or of all where passes add up.
+    assert need.block == 2 * block + (8 + 3 + 3) * block + 4 * 32 * 48
+    options = {"iters": 1, "gradient_accumulate_steps": 2, "seqlen": 16}
+    several = AutoRound(tmp_path, scheme="STEPS4", registry=registry, **options).memory_needed()
+    assert several.block == 2 * block + (8 + 3 + 3 + 4) * block
     words = 256  # of the vocabulary
     assert need.outside == 2 * (2 * words * 32)  # embedding and output, bfloat16
     assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32)
     assert need.process <= peak_memory()
     assert need.total == need.process + need.outside + need.block + need.activations
+
+
+def test_activations_on_a_device_of_their_own_take_no_memory_of_the_cpu(stored, registry):
+    options = {"scheme": "STEPS4", "registry": registry, "nsamples": 4, "seqlen": 16, "batch_size": 2, "iters": 1}
+    for where in (None, "disk", "cpu", "device"):
+        job = AutoRound(stored("llama"), activations=where, **options)
+        for device in ("cpu", "cuda"):
+            job.device = torch.device(device)
+            within = 24 * 2 * (2 * 16 * 32)
+            between = 0 if (where, device) == ("device", "cuda") else 3 * 2 * (4 * 16 * 32)
+            assert job.memory_needed().activations == between + within
+    with pytest.raises(UnknownOptionError, match="disk, cpu, device"):
+        AutoRound(stored("llama"), activations="gpu", **options)
 
 
 def test_rounding_needs_a_few_layers(registry, tmp_path):
@@ -28,3 +49,13 @@ def test_rounding_needs_a_few_layers(registry, tmp_path):
     assert need.block == 3 * 2 * (2 * 2 * 32 * 48)
     assert (need.outside, need.activations) == (0, 0)
     assert AutoRound(tmp_path, scheme="STEPS4", workers=4, **options).memory_needed().block > need.block
+
+
+def test_experts_are_counted_as_the_stacks_they_are_tuned_in(stored, registry, monkeypatch):
+    job = AutoRound(stored("qwen3_moe"), scheme="STEPS4", registry=registry, iters=1, seqlen=16)
+    expert = 3 * 16 * 32
+    block = 2 * 32 * 32 + 2 * 16 * 32 + 4 * expert  # q, o; k, v; experts
+    # Gates and ups of all four are one stack, and larger than any layer.
+    assert job.memory_needed().block == 16 * block + 4 * 4 * 2 * 16 * 32
+    monkeypatch.setattr(type(registry.data_type("steps")), "stacks", lambda *_: False)
+    assert job.memory_needed().block == 16 * block + 4 * 32 * 32

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, Qwen3MoeConfig
 
 from auto_round import AutoRound
+from auto_round_int.integer import IntegerDataType
 
 CONFIG = Qwen3MoeConfig(
     vocab_size=60, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
@@ -51,3 +52,31 @@ def test_compressed_experts_load_dequantized(model_dir, tmp_path):
         ours, theirs = tuned.get_submodule(name), loaded.get_submodule(name)
         assert torch.equal(ours.joined("gate_up_proj"), theirs.gate_up_proj)
         assert torch.equal(ours.joined("down_proj"), theirs.down_proj)
+
+
+@pytest.mark.parametrize("options", [{"group_size": 32}, {}, {"group_size": -1}, {"sym": False}, {"scheme": "INT4"}])
+def test_experts_tuned_together_are_those_tuned_one_by_one(model_dir, monkeypatch, options):
+    """To the bit; groups of 128 are longer than a row here."""
+    monkeypatch.setattr("auto_round.tuning.block.SCARCE", 4)
+
+    def tune():
+        search = {"disable_opt_rtn": options.get("group_size") != 32}  # it takes most of the time
+        given = {
+            "scheme": "W4A16",
+            **search,
+            "iters": 4,
+            "lr": 0.1,
+            "dataset": IDS,
+            "nsamples": 4,
+            "seqlen": 16,
+            **options,
+        }
+        job = AutoRound(model_dir, verbose=False, batch_size=2, **given)
+        model, _ = job.quantize()
+        assert any(block.kept_step for block in job.report.blocks)
+        return dict(model.named_parameters())
+
+    together = tune()
+    monkeypatch.setattr(IntegerDataType, "stacks", lambda *_: False)
+    alone = tune()
+    assert [name for name in alone if not torch.equal(alone[name], together[name])] == []

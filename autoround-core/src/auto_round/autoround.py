@@ -18,7 +18,6 @@ from torch import nn
 from auto_round.calibration import CalibrationTokens, load_calibration
 from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
-    AutoRoundError,
     CalibrationError,
     ContractError,
     ModelError,
@@ -45,12 +44,14 @@ from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 
 if TYPE_CHECKING:
+    from auto_round.data_type import DataType
     from auto_round.export.format import OutputFormat
 
 __all__ = ["AutoRound", "RunReport"]
 
 DEFAULT_SEQLEN = 2048
 DEFAULT_FORMAT = "auto_round"
+ACTIVATIONS = ("disk", "cpu", "device")
 _LOGGER = logging.getLogger(__name__)
 _TUNING = frozenset(f.name for f in dataclasses.fields(TuningOptions))
 _SCHEME = frozenset(f.name for f in dataclasses.fields(QuantizationScheme))
@@ -76,6 +77,8 @@ class AutoRound:
         low_cpu_mem_usage: do not keep the model: a block is read when its turn comes, and let go of when it is written.
         resume: keep a journal of finished blocks, and go on from one that an equal run left when it was cut off.
         restart: forget what an earlier run left in the output's place.
+        activations: where those between blocks live, "disk", "cpu" or "device"; on disk by default where a journal is
+            kept, which has a copy of them in any case, and in the CPU's memory otherwise. Results do not depend on it.
         workers: where no data flows, sets of layers that are rounded at once; as many as there are threads if None.
         verbose: show progress on standard error.
         options: fields of `TuningOptions` (iters, lr, batch_size, seed, ...) and of `QuantizationScheme` (bits,
@@ -107,6 +110,7 @@ class AutoRound:
         low_cpu_mem_usage: bool = False,
         resume: bool = True,
         restart: bool = False,
+        activations: str | None = None,
         workers: int | None = None,
         verbose: bool = True,
         **options: Any,
@@ -129,6 +133,9 @@ class AutoRound:
         self.device = _device(device_map)
         self.trust_remote_code = trust_remote_code
         self.low_cpu_mem_usage, self.resume, self.restart = low_cpu_mem_usage, resume, restart
+        if activations not in (None, *ACTIVATIONS):
+            raise UnknownOptionError(f"activations must be {', '.join(ACTIVATIONS)} or None, not {activations!r}.")
+        self.activations = activations
         self.workers = _workers(workers)
         self.verbose = verbose
         self.report: RunReport | None = None
@@ -174,6 +181,7 @@ class AutoRound:
         return memory_needed(
             plan, self.options, flows=needs_calibration(plan, self.options), samples=self.nsamples,
             seqlen=self._sample_length(), features=getattr(config, "hidden_size", 0), workers=self.workers,
+            elsewhere=self.activations == "device" and self.device.type != "cpu",
         )  # fmt: skip
 
     # What there is to do
@@ -264,7 +272,7 @@ class AutoRound:
             progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
             job = Job(
                 self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
-                workers=self.workers, resume=self.resume, restart=self.restart,
+                workers=self.workers, resume=self.resume, restart=self.restart, activations=self.activations,
             )  # fmt: skip
             by_folder = {_folder(name) if len(formats) > 1 else "": name for name in formats}
             try:
@@ -349,11 +357,8 @@ class AutoRound:
         return tokens
 
 
-def _told_maker(registry: Registry, data_type: str) -> str:
-    try:
-        maker = registry.provenance(data_type)
-    except AutoRoundError as unclear:  # two plugins claim the name
-        return str(unclear)
+def _told_maker(registry: Registry, data_type: DataType) -> str:
+    maker = registry.provenance(data_type)
     who = maker.distribution or f"plugin {maker.plugin}"
     return f"It comes with {f'{who} {maker.version}'.strip()}."
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from auto_round import AutoRound
 from auto_round.errors import ModelError
@@ -22,6 +22,7 @@ COMMON = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
 CONFIGS = {
     "qwen3_moe": Qwen3MoeConfig(**COMMON, moe_intermediate_size=16, num_experts=4),
+    "mixtral": MixtralConfig(**COMMON, num_local_experts=4),
     "gpt_oss": GptOssConfig(**COMMON, num_local_experts=4, rope_parameters=YARN),
 }
 IDS = torch.randint(3, 60, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -81,7 +82,8 @@ def installed(steps_plugin):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @torch.no_grad()
-def test_quantized_experts_load_as_they_were_tuned(kind, installed, tmp_path):
+def test_quantized_experts_load_as_they_were_tuned(kind, installed, tmp_path, monkeypatch):
+    monkeypatch.setattr("auto_round.tuning.block.SCARCE", 4)  # or none of these would be tuned
     make(kind).bfloat16().save_pretrained(tmp_path / "model")
     job = AutoRound(
         tmp_path / "model", scheme="STEPS4", dataset=IDS, iters=2, nsamples=4, seqlen=16, batch_size=2, verbose=False,
@@ -129,6 +131,31 @@ def test_experts_without_tokens_are_reported(installed, tmp_path, caplog):
     assert len(unseen) == 2 * 3
     assert all(".experts." in name for name in unseen)
     assert "no calibration token reached 6 layers (model.layers.0.mlp.experts." in caplog.text
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_from_files_to_files_and_back_a_block_at_a_time(kind, installed, tmp_path, caplog):
+    """Read block by block, tuned, written, loaded by transformers; experts that see few tokens are said and rounded."""
+    make(kind).bfloat16().save_pretrained(tmp_path / "model")
+    job = AutoRound(
+        tmp_path / "model", scheme="STEPS4", dataset=IDS, iters=2, nsamples=4, seqlen=16, batch_size=2, verbose=False,
+        low_cpu_mem_usage=True,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        job.quantize_and_save(tmp_path / "out")
+    for block in job.report.blocks:
+        assert block.scarce
+        assert all(".experts." in name for name in (*block.scarce, *block.unseen))
+        assert f"few calibration tokens reached {len(block.scarce)} layers ({block.scarce[0]} and" in caplog.text
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    kept, _ = AutoRound(
+        tmp_path / "model", scheme="STEPS4", dataset=IDS, iters=2, nsamples=4, seqlen=16, batch_size=2, verbose=False
+    ).quantize()
+    weights = {n: m.weight for n, m in kept.named_modules() if hasattr(m, "weight")}
+    packed = {n: m for n, m in loaded.named_modules() if type(m).__name__ == "PackedLinear"}
+    assert {n for n in packed if ".experts." in n} == {n for n in weights if ".experts." in n}
+    assert all(torch.equal(layer.decode(torch.bfloat16), weights[name]) for name, layer in packed.items())
 
 
 def test_experts_whose_tensors_would_be_fused_on_loading_are_refused(installed, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_killed_after_every_part(undisturbed, cut_off, again, output):
 
 def test_a_finished_part_is_not_done_twice(cut_off):
     """Otherwise the bytes would be the same, and nothing gained."""
-    step = "auto_round.tuning.signround:_sign_step"
+    step = "auto_round.run.progress:SilentProgress.step"
     assert cut_off(before="auto_round.run.journal:Journal.add", nth=3)["signal"] == signal.SIGKILL
     # One block of three is left, of six steps each.
     assert cut_off(before=step, nth=7)["signal"] == 0
@@ -238,6 +238,25 @@ def test_options_that_decide_nothing_may_change(undisturbed, cut_off, again):
     cut_off("rounded", before="auto_round.run.journal:Journal.add", nth=3)
     options = {**KINDS["rounded"], "workers": 3, "low_cpu_mem_usage": False}
     assert again(options=options) == undisturbed("rounded")[0]
+
+
+@pytest.mark.parametrize("kind", ["tuned", "searched"])
+def test_where_activations_live_decides_nothing(undisturbed, cut_off, again, kind):
+    """Every finished part has them on disk, and whoever goes on may keep them elsewhere."""
+    wheres = ("cpu", "device", "disk", None)
+    for part, where in enumerate(wheres[:2]):
+        told = cut_off(
+            kind, options={**KINDS[kind], "activations": where}, before="auto_round.run.journal:Journal.add", nth=2
+        )
+        assert told["signal"] == signal.SIGKILL, part
+    assert again(options={**KINDS[kind], "activations": "disk"}) == undisturbed(kind)[0]
+
+
+@pytest.mark.parametrize("where", ["cpu", "device", "disk"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_activations_where_asked(undisturbed, again, where, resume):
+    options = {**KINDS["lm_head"], "activations": where, "resume": resume}
+    assert again(options=options) == undisturbed("lm_head")[0]
 
 
 def test_restart_starts_anew(undisturbed, cut_off, again):

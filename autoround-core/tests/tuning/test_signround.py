@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step, the order of samples, the choice of parameters."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from auto_round.data_type.register import accepted_offers
 from auto_round.errors import UnknownOptionError
 from auto_round.plan import LayerSpec
 from auto_round.schemes import QuantizationScheme
+from auto_round.tuning import signround
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.signround import Samples, _batches, _looks, tune_block
@@ -96,3 +99,43 @@ def test_masked_tokens_do_not_count():
     layer, outcome = run(targets, TuningOptions(iters=4, lr=0.1), mask)
     assert (layer.learnt["v"] > 0).all()
     assert outcome.loss_before == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_are_used_as_they_come(monkeypatch, accumulate):
+    """One layer's at a time, where nothing has to be added to them; and the result is that of a step after all."""
+    layers = [make_layer(torch.full((3, 3), 0.1 * (n + 1))) for n in range(4)]
+    alive = []
+    original = signround._sign_step
+
+    def count(slots, factor):
+        alive.append(sum(p.grad is not None for layer in layers for p in layer.parameters()))
+        original(slots, factor)
+
+    monkeypatch.setattr(signround, "_sign_step", count)
+    inputs = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(0))
+    samples = Samples(inputs, inputs.flip(-1), None, nn.Sequential(*layers))
+    options = TuningOptions(iters=3, lr=0.1, gradient_accumulate_steps=accumulate)
+
+    def tune():
+        outcome = tune_block(layers, samples, options, 4, torch.Generator().manual_seed(0), CPU)
+        return outcome, [layer.learnt["v"].detach().clone() for layer in layers]
+
+    outcome, learnt = tune()
+    # Of each step there is one call for each layer, and one for what is left over.
+    assert alive == ([1, 1, 1, 1, 0] * 3 if accumulate == 1 else [4] * 3)
+    monkeypatch.setattr(signround, "_stepping", lambda *_: nullcontext())
+    after_all = tune()
+    assert outcome == after_all[0]
+    assert outcome.kept_step > 0
+    assert all(torch.equal(one, other) for one, other in zip(learnt, after_all[1], strict=True))
+
+
+def test_no_copy_is_kept_of_where_it_began(monkeypatch):
+    made = []
+    original = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda t: (made.append(t), original(t))[1])
+    _, outcome = run(torch.full((8, 4, 2), 1e-4), TuningOptions(iters=1, lr=5.0))
+    assert (outcome.kept_step, made) == (0, [])
+    _, outcome = run(torch.full((8, 4, 2), 100.0), TuningOptions(iters=1, lr=0.1))
+    assert (outcome.kept_step, len(made)) == (1, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from auto_round.data_type import Bounds, Codes, DataType
-from auto_round.data_type.grouping import group_count
+from auto_round.data_type.grouping import group_count, groups_stack
 from auto_round.errors import SchemeError
 from auto_round_fp8.elements import E4M3, E4M3FNUZ, E5M2, Element, to_float32
 from auto_round_fp8.fused import quantize_dequantize, rounded_codes
@@ -84,6 +84,9 @@ class Float8(DataType):
         if not scheme.sym:
             return f"{self.name} is symmetric around zero and has no zero point"
         return None
+
+    def stacks(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> bool:
+        return groups_stack(shape, scheme.group_size)
 
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
         return frozenset({"imatrix"}) if self.searches else frozenset()

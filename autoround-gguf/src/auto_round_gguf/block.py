@@ -91,6 +91,9 @@ class BlockDataType(DataType):
             )
         return kind.differs(scheme)
 
+    def stacks(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> bool:
+        return True
+
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
         """The importance of inputs, unless a file has it; at eight bits searching gains too little to look for it."""
         known = _importance(scheme)

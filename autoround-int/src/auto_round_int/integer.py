@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from auto_round.data_type import Codes, DataType, Kernel
-from auto_round.data_type.grouping import group_count
+from auto_round.data_type.grouping import group_count, groups_stack
 from auto_round_int.fused import offset
 from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wide_codes
 from auto_round_int.kernel_cpu import int4_kernel
@@ -40,6 +40,9 @@ class IntegerDataType(DataType):
         if isinstance(scheme.group_size, tuple):
             return f"{self.name} has groups along a row (a whole number), not blocks of {scheme.group_size}"
         return None
+
+    def stacks(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> bool:
+        return groups_stack(shape, scheme.group_size)
 
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
         """The importance of input channels; at eight bits searching gains too little to observe it for."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from auto_round.data_type import Bounds, Codes, DataType, Runtime
-from auto_round.data_type.grouping import group_count
+from auto_round.data_type.grouping import group_count, groups_stack
 from auto_round.errors import SchemeError
 from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
 from auto_round_mxfp.elements import SCALE_BIAS, Element, ScaleRule, element_values
@@ -110,6 +110,9 @@ class Microscaling(DataType):
         if isinstance(scheme.group_size, tuple):
             return f"{self.name} has blocks along a row (a whole number), not {scheme.group_size}"
         return None
+
+    def stacks(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> bool:
+        return groups_stack(shape, scheme.group_size)
 
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
         """The importance of input channels; at eight bits searching gains too little to observe it for."""

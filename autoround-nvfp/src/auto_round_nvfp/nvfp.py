@@ -61,6 +61,9 @@ class BlockScaledFloat(DataType):
             return f"{shape[1]} inputs are not a multiple of the block size, {scheme.group_size}"
         return None
 
+    def stacks(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> bool:
+        return not self.block_scale.two_levels
+
     def statistics(self, scheme: QuantizationScheme) -> frozenset[str]:
         return frozenset({"imatrix"})
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["model_and_scheme", "read_model", "read_scheme"]
+__all__ = ["activations", "model_and_scheme", "read_model", "read_scheme"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,6 +51,13 @@ class LayerConfigType(click.ParamType):  # type: ignore[type-arg]
             self.fail("a JSON object is needed, layer names to schemes or fields", param, ctx)
         return loaded
 
+
+activations = click.option(
+    "--activations",
+    type=click.Choice(["disk", "cpu", "device"]),
+    help="Where activations between blocks live.  [default: disk, cpu without a journal]",
+)
+"""The option of both that decides what memory they need."""
 
 _OPTIONS = [
     click.argument("model_argument", metavar="MODEL", required=False),

@@ -64,7 +64,7 @@ class ActivationQuantizer:
             return seen
         writes = writes_into(x)
         seen, _, _ = self.data_type.quant_tensor(x, **moved)
-        check_untouched(x, writes, self.data_type.name, "the input of a layer")
+        check_untouched(x, writes, self.data_type, "the input of a layer")
         self._checked = True
         return seen
 

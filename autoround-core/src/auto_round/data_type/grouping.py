@@ -11,7 +11,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
 
-__all__ = ["group_count", "group_shape", "reshape_pad_tensor_by_group_size", "revert_tensor_by_pad"]
+__all__ = ["group_count", "group_shape", "groups_stack", "reshape_pad_tensor_by_group_size", "revert_tensor_by_pad"]
 
 Padding = int | tuple[int, int]
 
@@ -89,3 +89,8 @@ def group_count(shape: tuple[int, int], group_size: GroupSize) -> tuple[int, ...
     """Shape of one value per group: [groups], or [blocks down, blocks across]."""
     grouped = group_shape(shape, group_size)
     return grouped[: len(grouped) // 2]
+
+
+def groups_stack(shape: tuple[int, int], group_size: GroupSize) -> bool:
+    """Whether the groups of matrices of one shape, put on top of each other, are the groups of each, in that order."""
+    return shape[0] % group_size[0] == 0 if isinstance(group_size, tuple) else group_size != 0

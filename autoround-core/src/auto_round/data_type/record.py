@@ -127,6 +127,16 @@ class DataType:
         """
         return {}
 
+    def stacks(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> bool:
+        """Whether matrices of this shape may be quantized on top of each other, along out_features, by one call.
+
+        True promises: `quant_tensor` of the whole, offers put on top of each other too (along their first dimension),
+        gives what it gives for each matrix by itself, bit for bit, and so do the gradients of what is learnt. Rows
+        that share no scale with rows of another matrix keep it; `grouping.groups_stack` says where groups do. Core then
+        tunes the experts of a block with few calls instead of one for each layer.
+        """
+        return False
+
     def freeze(self, low: torch.Tensor, high: torch.Tensor, scheme: QuantizationScheme) -> Mapping[str, torch.Tensor]:
         """Fix the scale of static activations once their range is known; asked of an activation's data type.
 

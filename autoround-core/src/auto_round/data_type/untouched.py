@@ -10,6 +10,8 @@ from auto_round.errors import ContractError
 if TYPE_CHECKING:
     import torch
 
+    from auto_round.data_type.record import DataType
+
 __all__ = ["WrittenIntoError", "check_untouched", "writes_into"]
 
 
@@ -17,12 +19,14 @@ class WrittenIntoError(ContractError):
     """A data type wrote into its input.
 
     Attributes:
-        data_type: its registered name.
+        data_type: the one that did.
     """
 
-    def __init__(self, data_type: str, what: str) -> None:
+    def __init__(self, data_type: DataType, what: str) -> None:
         self.data_type = data_type
-        super().__init__(f"data type {data_type} writes into {what}, which is not its own; it has to work on a copy.")
+        super().__init__(
+            f"data type {data_type.name} writes into {what}, which is not its own; it has to work on a copy."
+        )
 
 
 def writes_into(tensor: torch.Tensor) -> int:
@@ -30,7 +34,7 @@ def writes_into(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - the only place where the count is
 
 
-def check_untouched(tensor: torch.Tensor, writes: int, data_type: str, what: str) -> None:
+def check_untouched(tensor: torch.Tensor, writes: int, data_type: DataType, what: str) -> None:
     """Refuse a data type that wrote into a tensor.
 
     Args:

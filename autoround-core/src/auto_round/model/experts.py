@@ -53,31 +53,22 @@ class SplitExperts(nn.Module):
             hidden_states: [tokens, features].
             top_k_index, top_k_weights: the experts of each token and their shares, [tokens, experts per token].
         """
-        output = torch.zeros_like(hidden_states)
-        for index, tokens, shares in self._sent(hidden_states, top_k_index, top_k_weights):
-            expert = self.get_submodule(str(index))
-            answer = self._run(expert, hidden_states[tokens]) * shares[:, None]
-            output.index_add_(0, tokens, answer.to(output.dtype))
-        return output
-
-    def _sent(
-        self, hidden_states: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """For each expert with work its tokens, int64 [n], and their shares, [n]."""
+        experts = [self.get_submodule(str(index)) for index in range(self.num_experts)]
         if hidden_states.is_meta:
-            # There are no values to route by: every expert is shown all tokens, so that every layer is seen to run.
-            everyone = torch.arange(len(hidden_states), device="meta")
-            yield from ((expert, everyone, weights[:, 0]) for expert in range(self.num_experts))
-            return
-        flat = index.flatten()
-        order = flat.argsort(stable=True)
-        counts = flat.bincount(minlength=self.num_experts).tolist()
-        start = 0
-        for expert, count in enumerate(counts[: self.num_experts]):  # one number more would mean "no expert"
-            if count:
-                chosen = order[start : start + count]
-                yield expert, chosen // index.shape[-1], weights.flatten()[chosen]
-            start += count
+            # There are no values to route by: every expert is shown all tokens, so that every layer is seen to run; a
+            # copy of its own, or they would be seen to share it.
+            answers = [self._run(expert, hidden_states.clone()) * top_k_weights[:, :1] for expert in experts]
+            return torch.stack(answers).sum(0).to(hidden_states.dtype)
+        # Each token once for each of its experts, sorted by expert, and back. A gather for each expert by itself would
+        # have a gradient of the size of all tokens, nearly all of it zero.
+        tokens, features = hidden_states.shape
+        order = top_k_index.flatten().argsort(stable=True)
+        # One number more than there are experts means "no expert".
+        counts = top_k_index.flatten().bincount(minlength=self.num_experts + 1).tolist()
+        parts = hidden_states[:, None].expand(-1, top_k_index.shape[-1], -1).reshape(-1, features)[order].split(counts)
+        answers = [self._run(e, x) if len(x) else x for e, x in zip(experts, parts[:-1], strict=True)]
+        each = torch.cat([*answers, torch.zeros_like(parts[-1])])[order.argsort()].view(tokens, -1, features)
+        return (each * top_k_weights[..., None]).sum(1).to(hidden_states.dtype)
 
     def _run(self, expert: Any, x: torch.Tensor) -> torch.Tensor:
         gating = self.__dict__["_gating"]

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from auto_round.calibration.store import ActivationStore
 from auto_round.export.output import RunDirectory, run_directory
@@ -18,8 +21,6 @@ from auto_round.run.records import from_bytes, to_bytes
 from auto_round.tuning.engine import Engine, Progress, needs_calibration, parts_of
 
 if TYPE_CHECKING:
-    import torch
-
     from auto_round.calibration import CalibrationTokens
     from auto_round.export.format import Exporter, OutputFormat
     from auto_round.model.opened import OpenModel
@@ -45,6 +46,7 @@ class Job:
         workers: sets of layers that are rounded at once.
         resume: keep a journal, and go on from one.
         restart: forget what an earlier run left.
+        activations: where activations live: "disk", "cpu", "device"; None for disk where there is a journal, else cpu.
     """
 
     model: OpenModel
@@ -59,10 +61,11 @@ class Job:
     workers: int = 1
     resume: bool = True
     restart: bool = False
+    activations: str | None = None
 
     def in_memory(self) -> Iterator[BlockResult]:
         """Quantize and write nothing."""
-        engine = self._engine(ActivationStore())
+        engine = self._engine(self._store(Path(tempfile.gettempdir())))
         engine.begin()
         yield from engine.run()
 
@@ -78,7 +81,7 @@ class Job:
             return
         with run_directory(output, restart=self.restart) as place:
             journal = self._journal(place, list(formats.values()))
-            engine = self._engine(journal.store if journal is not None else ActivationStore())
+            engine = self._engine(journal.store if journal is not None else self._store(place.files.parent))
             done = 0 if journal is None else journal.done
             self.ranks.agree(done)
             engine.begin(done, () if journal is None or not self.keep else journal.parts(self.plan))
@@ -104,6 +107,17 @@ class Job:
                 exporter.finish()
         self.ranks.together()
 
+    @property
+    def _memory(self) -> torch.device | None:
+        """Where activations live if not on disk, None if there."""
+        return {"cpu": torch.device("cpu"), "device": self.device}.get(self.activations or "")
+
+    def _store(self, directory: Path) -> ActivationStore:
+        """Where activations live without a journal; files in the directory are gone with this process."""
+        if self.activations == "disk":
+            return ActivationStore(directory, lasting=False)
+        return ActivationStore(memory=self._memory)
+
     def _engine(self, store: ActivationStore) -> Engine:
         return Engine(
             self.model, self.plan, self.options, self.tokens, self.device, self.progress, store, self.ranks, self.keep,
@@ -117,11 +131,11 @@ class Job:
         told = fingerprint(
             self.model, self.plan, self.options, self.tokens, self.registry, names, self.device, self.ranks.size
         )
-        return Journal.open(place.journal, told)
+        return Journal.open(place.journal, told, self._memory)
 
     def _helping(self) -> Iterator[BlockResult]:
         """The part of a rank that writes nothing."""
-        engine = self._engine(ActivationStore())
+        engine = self._engine(self._store(Path(tempfile.gettempdir())))
         done = self.ranks.agree(0)
         engine.begin(done)
         self._share_chains(engine, done)

@@ -57,14 +57,17 @@ class Journal:
         self.done = 0
 
     @classmethod
-    def open(cls, directory: Path, told: Fingerprint) -> Journal:
+    def open(cls, directory: Path, told: Fingerprint, memory: torch.device | None = None) -> Journal:
         """The journal of a directory, new or of an equal run that was cut off.
+
+        Args:
+            memory: where activations live; None for files of the journal, which has a copy of them in any case.
 
         Raises:
             OutputError: a different run was, or its journal cannot be read.
         """
         file = directory / "run.json"
-        journal = cls(directory, ActivationStore(directory))
+        journal = cls(directory, ActivationStore(directory, memory))
         while journal._fact_file(journal.done).is_file():
             journal.done += 1
         if journal.done:

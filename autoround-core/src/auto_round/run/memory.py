@@ -8,14 +8,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from auto_round.tuning.stack import LARGEST, stacks_in
+
 if TYPE_CHECKING:
     from auto_round.plan import Plan
     from auto_round.tuning.options import TuningOptions
 
 __all__ = ["MemoryNeed", "memory_needed", "peak_memory"]
 
-LEARNING = 12
-"""Bytes per weight while it is learnt: its offset, that one's gradient, and the best offset so far, float32 each."""
+LEARNING = 8
+"""Bytes per weight while it is learnt: its offset and the best offset so far, float32 each."""
+
+GRADIENT = 4
+"""Bytes per weight for the gradient of its offset: of one layer or stack at a time, of all where passes add up."""
 
 PASSING = 3
 """Bytes per weight between forward and backward: the weight that was computed with, and what its rounding remembers."""
@@ -50,7 +55,15 @@ class MemoryNeed:
 
 
 def memory_needed(
-    plan: Plan, options: TuningOptions, *, flows: bool, samples: int, seqlen: int, features: int, workers: int
+    plan: Plan,
+    options: TuningOptions,
+    *,
+    flows: bool,
+    samples: int,
+    seqlen: int,
+    features: int,
+    workers: int,
+    elsewhere: bool = False,
 ) -> MemoryNeed:
     """The peak of a run with `low_cpu_mem_usage`, on a CPU; within a tenth where it was measured.
 
@@ -58,6 +71,8 @@ def memory_needed(
         flows: whether calibration data goes through the model.
         samples, seqlen, features: of the calibration data, and of hidden states.
         workers: sets of layers that are rounded at once.
+        elsewhere: whether the activations between blocks live on a device of their own. Those on disk count: they are
+            in memory for as long as the system has room.
     """
     stored = {layer.name: layer.shape[0] * layer.shape[1] * layer.dtype.itemsize for layer in plan.layers}
     process = peak_memory() or 0
@@ -73,11 +88,27 @@ def memory_needed(
             numbers[layer.block] += layer.shape[0] * layer.shape[1]
     largest = max(plan.blocks, key=lambda block: weights[block])
     learnt = ((LEARNING + PASSING if options.iters else 0) + FINISHED) * numbers[largest]
+    if options.iters:
+        learnt += GRADIENT * (numbers[largest] if options.gradient_accumulate_steps > 1 else _at_once(plan, largest))
     outside = weights[""] + sum(kept.nbytes for kept in plan.kept)
     itemsize = plan.layers[0].dtype.itemsize
     between = samples * seqlen * features * itemsize * (3 if options.iters and options.enable_quanted_input else 2)
+    between = 0 if elsewhere else between
     within = options.batch_size * seqlen * features * itemsize * (PASSES if options.iters else 8)
     return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
+
+
+def _at_once(plan: Plan, block: str) -> int:
+    """Weights of the largest layer or stack of a block."""
+    stacks: Counter[tuple[int, int]] = Counter()
+    largest = 0
+    for layer in plan.quantized:
+        if layer.block == block:
+            size = layer.shape[0] * layer.shape[1]
+            largest = max(largest, size)
+            if stacks_in(layer, block):
+                stacks[layer.shape] += size
+    return max(largest, min(LARGEST, max(stacks.values(), default=0)))
 
 
 def peak_memory() -> int | None:

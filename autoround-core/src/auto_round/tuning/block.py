@@ -20,6 +20,7 @@ from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import finish, install, observer_of, prepare
 from auto_round.tuning.result import BlockResult, CacheResult
 from auto_round.tuning.signround import Samples, tune_block
+from auto_round.tuning.stack import renewed, stacked
 
 if TYPE_CHECKING:
     from auto_round.model.opened import OpenModel
@@ -65,8 +66,9 @@ def quantize_block(
         inputs = chains.quantized if options.enable_quanted_input else chains.reference
         samples = Samples(inputs, targets, chains.mask, runner, chains.ranks)
         generator = torch.Generator().manual_seed(options.seed + index)
-        with torch.enable_grad():
-            outcome = tune_block(learning, samples, options, chains.batch_size, generator, device, on_step)
+        units = stacked(learning, name)
+        with renewed(block, units), torch.enable_grad():
+            outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step)
         _put(block, {inner[n]: linear for n, linear in linears.items()})
     finished = []
     for layer_name, tunable in tunables.items():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,18 @@ class TunableLinear(nn.Module):
         layer: what was planned.
         weight: the original weight, [out_features, in_features], never changed.
         learnt: `v`, `min_scale`, `max_scale` as far as the data type learns them, float32.
+        tuned: bounds of those.
+        fixed: what else the data type is offered.
     """
 
-    def __init__(self, linear: Any, layer: LayerSpec, compute_dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        linear: Any,
+        layer: LayerSpec,
+        compute_dtype: torch.dtype,
+        device: torch.device,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         assert layer.data_type is not None
         # `data`, and not `detach`, has a count of writes of its own: neighbours in one tensor of experts do not count.
@@ -48,9 +57,10 @@ class TunableLinear(nn.Module):
         if layer.activation is not None and not layer.static_activations:
             self.activation = ActivationQuantizer(layer.activation, layer.scheme)
         self._shared: dict[str, torch.Tensor] = {}
-        self._tuned = self.data_type.tuned
+        self.tuned = self.data_type.tuned
         self._accepted = self.data_type.offers
-        self._fixed = self._fixed_offers()
+        self.fixed = self._fixed_offers() if fixed is None else dict(fixed)
+        self._source: Callable[[], torch.Tensor] | None = None
 
     def _fixed_offers(self) -> dict[str, Any]:
         scheme = self.layer.scheme
@@ -79,7 +89,7 @@ class TunableLinear(nn.Module):
             self.activation = SharedInput(self.activation, len(mates))
         for mate in mates:
             mate._shared = shared  # noqa: SLF001 - its own class
-            mate._fixed.update(shared)  # noqa: SLF001
+            mate.fixed.update(shared)
 
     def search(self, imatrix: torch.Tensor | None) -> None:
         """Start from the data type's searched scale, if it has a search."""
@@ -88,11 +98,11 @@ class TunableLinear(nn.Module):
             found = self.data_type.search(
                 self.weight, self.layer.scheme, imatrix=imatrix, scale_dtype=scale_dtype, **self._shared
             )
-            self._fixed.update(found)
+            self.fixed.update(found)
             if self.data_type.tuned_after_search is not None:
-                self._tuned = self.data_type.tuned_after_search
+                self.tuned = self.data_type.tuned_after_search
         if imatrix is not None and "imatrix" in self._accepted:
-            self._fixed["imatrix"] = imatrix
+            self.fixed["imatrix"] = imatrix
 
     def check_weight(self) -> None:
         """Refuse a data type that has written into the original weight.
@@ -100,12 +110,12 @@ class TunableLinear(nn.Module):
         Raises:
             WrittenIntoError: it has.
         """
-        check_untouched(self.weight, self._writes, self.data_type.name, f"the weight of layer {self.layer.name}")
+        check_untouched(self.weight, self._writes, self.data_type, f"the weight of layer {self.layer.name}")
 
     def make_learnable(self, minmax: bool) -> None:
         """Add the parameters the data type learns, at their neutral values."""
         shape, group_size = self.layer.shape, self.layer.scheme.group_size
-        for name in self._tuned:
+        for name in self.tuned:
             if name == "v":
                 start = torch.zeros(group_shape(shape, group_size), device=self.weight.device)
             elif minmax:
@@ -114,11 +124,27 @@ class TunableLinear(nn.Module):
                 continue
             self.learnt[name] = nn.Parameter(start)
 
+    @property
+    def shares(self) -> bool:
+        """Whether it has something in common with other layers."""
+        return bool(self._shared)
+
+    def lie_in(self, weight: torch.Tensor, fixed: Mapping[str, Any], source: Callable[[], torch.Tensor]) -> None:
+        """Become a part of a stack: views of what the stack has, which computes the quantized weight from now on."""
+        self.check_weight()
+        self.weight, self.fixed, self._source = weight, dict(fixed), source
+        self._writes = writes_into(weight)
+
+    def stand_alone(self, learnt: Mapping[str, torch.Tensor]) -> None:
+        """Leave the stack with the part of what was learnt that is its own."""
+        self._source = None
+        self.learnt = nn.ParameterDict({name: nn.Parameter(part, requires_grad=False) for name, part in learnt.items()})
+
     @torch.no_grad()
     def clamp_learnt(self) -> None:
         """Keep the learnt parameters within their bounds."""
         for name, parameter in self.learnt.items():
-            bounds = self._tuned[name]
+            bounds = self.tuned[name]
             if bounds is not None:
                 parameter.clamp_(*bounds)
 
@@ -133,20 +159,21 @@ class TunableLinear(nn.Module):
             "data_type": self.data_type.name,
         }
         named = {name: value for name, value in identity.items() if name in self._accepted and value is not None}
-        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **{**self._fixed, **self.learnt})
+        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **{**self.fixed, **self.learnt})
         return qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.activation is not None:
             x = self.activation(x)
-        return F.linear(x, self.quantized_weight().to(self.compute_dtype), self.bias)
+        weight = self.quantized_weight().to(self.compute_dtype) if self._source is None else self._source()
+        return F.linear(x, weight, self.bias)
 
     @torch.no_grad()
     def finish(self) -> LayerResult:
         """The layer's final codes and the weight they decode to."""
         frozen = self._frozen
         if self.data_type.encodes:
-            offers = {**self._fixed, **{name: p.detach() for name, p in self.learnt.items()}}
+            offers = {**self.fixed, **{name: p.detach() for name, p in self.learnt.items()}}
             codes = self.data_type.encode(self.weight, self.layer.scheme, **offers)
             weight = self.data_type.decode(codes)
             stored = {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}

@@ -10,6 +10,7 @@ not by the luckiest mini-batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -91,27 +92,26 @@ def tune_block(
     """
     for layer in layers:
         layer.make_learnable(options.enable_minmax_tuning)
-    slots = [
-        (p, options.step_size(bits) if name == "v" else options.minmax_step_size(bits))
-        for layer in layers
-        for bits in [layer.layer.scheme.bits]
-        for name, p in layer.learnt.items()
-    ]
-    keeper = _Keeper([p for p, _ in slots], samples, batch_size, device)
+    of_layers = [_slots_of(layer, options) for layer in layers]
+    slots = [slot for of_layer in of_layers for slot in of_layer]
+    keeper = _Keeper(slots, samples, batch_size, device)
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
     looks = _looks(options.iters)
     batches = _batches(len(samples.inputs), batch_size, generator)
+    at_once = options.gradient_accumulate_steps == 1 and samples.ranks.size == 1
     for step in range(options.iters):
-        for _ in range(options.gradient_accumulate_steps):
-            (samples.loss(next(batches), device) * LOSS_SCALE).backward()
+        factor = 1.0 - step / options.iters
+        with _stepping(of_layers, factor) if at_once else nullcontext():
+            for _ in range(options.gradient_accumulate_steps):
+                (samples.loss(next(batches), device) * LOSS_SCALE).backward()
         if samples.ranks.size > 1:
-            for parameter, _ in slots:
+            for parameter in (slot.parameter for slot in slots):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 samples.ranks.add_up(parameter.grad)
-        _sign_step(slots, 1.0 - step / options.iters)
+        _sign_step(slots, factor)
         for layer in layers:
             layer.clamp_learnt()
         on_step()
@@ -120,12 +120,56 @@ def tune_block(
     return keeper.restore()
 
 
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """Attributes:
+    parameter: what is learnt.
+    step_size: of the first step.
+    neutral: the value it starts from, everywhere.
+    """
+
+    parameter: torch.nn.Parameter
+    step_size: float
+    neutral: float
+
+
+def _slots_of(layer: TunableLinear, options: TuningOptions) -> list[_Slot]:
+    bits = layer.layer.scheme.bits
+    return [
+        _Slot(p, options.step_size(bits), 0.0) if name == "v" else _Slot(p, options.minmax_step_size(bits), 1.0)
+        for name, p in layer.learnt.items()
+    ]
+
+
 @torch.no_grad()
-def _sign_step(slots: Sequence[tuple[torch.nn.Parameter, float]], factor: float) -> None:
-    for parameter, step_size in slots:
-        if parameter.grad is not None:
-            parameter.sub_(parameter.grad.sign_(), alpha=step_size * factor)
-            parameter.grad = None
+def _sign_step(slots: Sequence[_Slot], factor: float) -> None:
+    for slot in slots:
+        if slot.parameter.grad is not None:
+            slot.parameter.sub_(slot.parameter.grad.sign_(), alpha=slot.step_size * factor)
+            slot.parameter.grad = None
+
+
+@contextmanager
+def _stepping(of_layers: Sequence[Sequence[_Slot]], factor: float) -> Iterator[None]:
+    """Step each layer within the backward pass, as soon as all its gradients are there, so that few exist at a time.
+
+    Not sooner: what else of the layer is still to be computed may have kept the parameter that has its gradient.
+    """
+    handles = []
+    for slots in of_layers:
+        missing = {id(slot.parameter) for slot in slots}
+
+        def arrived(parameter: torch.Tensor, slots: Sequence[_Slot] = slots, missing: set[int] = missing) -> None:
+            missing.discard(id(parameter))
+            if not missing:
+                _sign_step(slots, factor)
+
+        handles += [slot.parameter.register_post_accumulate_grad_hook(arrived) for slot in slots]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _looks(iters: int) -> set[int]:
@@ -141,12 +185,10 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torc
 
 
 class _Keeper:
-    """Remembers the parameters with the least loss on a fixed slice of the samples."""
+    """Remembers the parameters with the least loss on a fixed slice of the samples; the first need no room."""
 
-    def __init__(
-        self, parameters: Sequence[torch.nn.Parameter], samples: Samples, batch_size: int, device: torch.device
-    ) -> None:
-        self._parameters = parameters
+    def __init__(self, slots: Sequence[_Slot], samples: Samples, batch_size: int, device: torch.device) -> None:
+        self._slots = slots
         self._samples = samples
         self._device = device
         count = len(samples.inputs)
@@ -154,7 +196,7 @@ class _Keeper:
         # Spread over all samples, in whole batches, because the block was recorded for that batch size.
         spread = torch.linspace(0, count - 1, wanted).round().long()
         self._slice = spread.split(batch_size)
-        self._kept = [torch.empty_like(p) for p in parameters]
+        self._kept: list[torch.Tensor] = []
         self._first = self._least = float("inf")
         self._step = 0
 
@@ -163,14 +205,18 @@ class _Keeper:
         parts = [self._samples.loss(part, self._device).double() for part in self._slice]
         loss = self._samples.ranks.add_up(torch.stack(parts).cpu()).mean().item()
         if step == 0:
-            self._first = loss
-        if loss < self._least or step == 0:
+            self._first = self._least = loss
+        elif loss < self._least:
             self._least, self._step = loss, step
-            for kept, parameter in zip(self._kept, self._parameters, strict=True):
-                kept.copy_(parameter)
+            self._kept = self._kept or [torch.empty_like(slot.parameter) for slot in self._slots]
+            for kept, slot in zip(self._kept, self._slots, strict=True):
+                kept.copy_(slot.parameter)
 
     @torch.no_grad()
     def restore(self) -> TuningOutcome:
-        for kept, parameter in zip(self._kept, self._parameters, strict=True):
-            parameter.copy_(kept)
+        for number, slot in enumerate(self._slots):
+            if self._step:
+                slot.parameter.copy_(self._kept[number])
+            else:
+                slot.parameter.fill_(slot.neutral)
         return TuningOutcome(self._first, self._least, self._step)

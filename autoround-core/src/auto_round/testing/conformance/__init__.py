@@ -17,11 +17,12 @@ and is skipped with that reason. Needs pytest, which the extra `testing` brings.
 from auto_round.testing.conformance.base import Declared, weight_like
 from auto_round.testing.conformance.learning import LearningTests
 from auto_round.testing.conformance.road import RoadTests
+from auto_round.testing.conformance.stacking import StackingTests
 from auto_round.testing.conformance.stored import StoredTests
 from auto_round.testing.conformance.values import ValueTests
 
 __all__ = ["DataTypeConformance", "Declared", "weight_like"]
 
 
-class DataTypeConformance(ValueTests, LearningTests, StoredTests, RoadTests):
+class DataTypeConformance(ValueTests, LearningTests, StackingTests, StoredTests, RoadTests):
     """Everything; subclass it once for each registered name."""
