@@ -59,10 +59,12 @@ def _forward(
     kept = torch.empty(groups.shape, dtype=narrow, device=groups.device) if keep else None
     for rows in chunks(groups):
         zero = None if zero_point is None else zero_point[rows]
-        codes = wide_codes(groups[rows], scale[rows], zero, None if shift is None else shift[rows], low, high)
+        moved = None if shift is None else shift[rows]
+        codes = wide_codes(groups[rows], scale[rows], zero, moved, low, high, beyond=int(keep))
         if kept is not None:
             kept[rows] = codes
-        out[rows] = dequantize(codes.clamp_(low, high), scale[rows], zero)
+            codes.clamp_(low, high)
+        out[rows] = dequantize(codes, scale[rows], zero)
     return grouping.revert(out), kept
 
 

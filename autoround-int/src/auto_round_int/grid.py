@@ -231,10 +231,11 @@ def wide_codes(
     v: torch.Tensor | None,
     low: int,
     high: int,
+    beyond: int = 0,
 ) -> torch.Tensor:
-    """Codes `round(w / s + v) + z`, rounded half to even, kept within one step of the grid.
+    """Codes `round(w / s + v) + z`, rounded half to even, kept within so many steps of the grid.
 
-    The one step tells a backward pass where the grid was left; clamping to `[low, high]` gives the codes proper.
+    One step tells a backward pass where the grid was left; clamping to `[low, high]` then gives the codes proper.
 
     Args:
         groups: [groups, group size], float32 or narrower.
@@ -242,9 +243,10 @@ def wide_codes(
         zero_point: float32 [groups, 1], or None for zero.
         v: float32, shaped like `groups`, or None for zero.
         low, high: ends of the grid.
+        beyond: steps.
 
     Returns:
-        float32, shaped like `groups`: whole numbers in [low - 1, high + 1].
+        float32, shaped like `groups`: whole numbers in [low - beyond, high + beyond].
     """
     # A narrower weight is widened first: dividing it as it is would cost one more temporary.
     codes = torch.div(groups, scale) if groups.dtype == torch.float32 else groups.float().div_(scale)
@@ -252,7 +254,7 @@ def wide_codes(
         codes.add_(v)
     codes.round_()
     codes.add_(0.0 if zero_point is None else zero_point)  # also turns -0.0, which no stored code can be, into 0.0
-    return codes.clamp_(low - 1, high + 1)
+    return codes.clamp_(low - beyond, high + beyond)
 
 
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None) -> torch.Tensor:

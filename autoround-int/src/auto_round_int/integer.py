@@ -61,8 +61,8 @@ class IntegerDataType(DataType):
             codes = torch.empty(groups.shape, dtype=torch.uint8 if low == 0 else torch.int8, device=groups.device)
             for rows in chunks(groups):
                 zero = None if zero_point is None else zero_point[rows]
-                wide = wide_codes(groups[rows], scale[rows], zero, None if shift is None else shift[rows], low, high)
-                codes[rows] = wide.clamp_(low, high)
+                moved = None if shift is None else shift[rows]
+                codes[rows] = wide_codes(groups[rows], scale[rows], zero, moved, low, high)
         shape = (weight.shape[0], weight.shape[1])
         across = 1 if scheme.group_size == 0 else scales.scale.shape[0] // shape[0]
         tensors = {"codes": grouping.revert(codes), "scale": scales.scale.reshape(-1, across)}
