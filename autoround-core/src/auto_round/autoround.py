@@ -71,6 +71,7 @@ class AutoRound:
         quant_lm_head: quantize the output layer too; a tied one gets a weight of its own.
         static_kv_dtype: data type in which runtimes shall keep keys and values, with scales that are fixed here.
         disable_opt_rtn: do not search for better scales first; with `iters=0` that is plain rounding.
+        enable_alg_ext: an older name for `recipe="best"`.
         device_map: where blocks are computed: "cpu", "cuda", "cuda:1", 1 or "auto" (a GPU if there is one).
         trust_remote_code: allow code that comes with the model to run.
         registry: plugins to use instead of the process-wide ones.
@@ -104,6 +105,7 @@ class AutoRound:
         quant_lm_head: bool = False,
         static_kv_dtype: str | None = None,
         disable_opt_rtn: bool = False,
+        enable_alg_ext: bool = False,
         device_map: str | int | torch.device | None = None,
         trust_remote_code: bool = False,
         registry: Registry | None = None,
@@ -121,8 +123,8 @@ class AutoRound:
             name = next(iter(options))
             known = {*_TUNING, *_SCHEME, *AutoRound.__init__.__annotations__}
             raise UnknownOptionError(f"AutoRound has no option {name!r}{did_you_mean(name, known)}")
-        if disable_opt_rtn:
-            tuning["search"] = False
+        tuning |= {"search": False} if disable_opt_rtn else {}
+        tuning |= {"recipe": "best"} if enable_alg_ext else {}
         self.registry = registry or default_registry()
         self.scheme_name, self.scheme = choose_scheme(self.registry, scheme, fields)
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded

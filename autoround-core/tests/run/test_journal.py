@@ -15,6 +15,7 @@ KINDS = {
     "tuned": BASE,
     "kept": {**BASE, "low_cpu_mem_usage": False},
     "lm_head": {**BASE, "quant_lm_head": True},
+    "best": {**BASE, "recipe": "best"},
     "searched": {**BASE, "iters": 0},
     "rounded": {**BASE, "iters": 0, "disable_opt_rtn": True, "workers": 1},
 }

@@ -39,6 +39,7 @@ class OpenModel:
         loader: what brings parts in, once the first was asked for.
         reader: what makes `headers` of what is really `stored`, weights in `dtype`.
         targets: what becomes of each of `headers` when parts are brought in.
+        changed: tensors outside the quantized layers that are not any more what the files have, by name.
     """
 
     name: str
@@ -53,6 +54,7 @@ class OpenModel:
     dtype: torch.dtype = torch.bfloat16
     loader: PartLoader | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
+    changed: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -226,7 +228,7 @@ class OpenModel:
             self.model.config.tie_word_embeddings = False
 
     def other_tensors(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor that is not the weight of one of these layers, as it is stored.
+        """Every tensor that is not the weight of one of these layers, as it is stored, but for what has `changed`.
 
         With files they come from the files, so that nothing a model class ignores is lost; where these have quantized
         layers under other names, from the model, a part at a time.
@@ -235,7 +237,8 @@ class OpenModel:
         tied = {f"{info.name}.weight" for info in self.structure.linears if info.tied}
         if self.headers and weights - tied <= set(self.headers):
             wanted = {name: header for name, header in self.headers.items() if name not in weights}
-            yield from self.reader.read_all(wanted, self.stored, self.dtype)
+            for name, tensor in self.reader.read_all(wanted, self.stored, self.dtype):
+                yield name, self.changed[name].to(tensor.dtype) if name in self.changed else tensor
             return
         for part in (OUTSIDE, *self.structure.blocks):
             there = self.directory is None or (self.loader is not None and part in self.loader.present)
@@ -254,7 +257,7 @@ class OpenModel:
         blocks = tuple(f"{block}." for block in self.structure.blocks)
         for name, tensor in module.state_dict(prefix=prefix).items():
             if name not in done and (part or not name.startswith(blocks)):
-                yield name, tensor
+                yield name, self.changed.get(name, tensor)
 
 
 def open_model(

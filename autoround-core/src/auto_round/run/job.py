@@ -67,7 +67,9 @@ class Job:
         """Quantize and write nothing."""
         engine = self._engine(self._store(Path(tempfile.gettempdir())))
         engine.begin()
-        yield from engine.run()
+        for result in engine.run():
+            self.model.changed.update(result.changed)
+            yield result
 
     def to_files(self, output: Path, formats: Mapping[str, OutputFormat]) -> Iterator[BlockResult]:
         """Quantize and write.
@@ -96,11 +98,13 @@ class Job:
                 _LOGGER.warning("note: going on after %d finished parts of an earlier run.", done)
                 assert journal is not None
                 for result in journal.parts(self.plan):
+                    self.model.changed.update(result.changed)
                     _export(result, exporters)
                     yield result
             for result in self._gathered(engine, done):
                 if journal is not None:
                     journal.add(result, engine.chains)
+                self.model.changed.update(result.changed)
                 _export(result, exporters)
                 yield result
             for exporter in exporters:

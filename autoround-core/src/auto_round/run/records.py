@@ -39,6 +39,7 @@ def to_record(result: BlockResult) -> tuple[dict[str, Any], dict[str, torch.Tens
     for n, cache in enumerate(result.caches):
         tensors |= {f"cache.{n}.key.{name}": t for name, t in cache.key.items()}
         tensors |= {f"cache.{n}.value.{name}": t for name, t in cache.value.items()}
+    tensors |= {f"changed.{name}": t for name, t in result.changed.items()}
     facts = {name: getattr(result, name) for name in _FACTS}
     facts |= {name: list(getattr(result, name)) for name in _LISTS}
     facts |= {"layers": layers, "caches": [cache.module for cache in result.caches]}
@@ -56,7 +57,7 @@ def from_record(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], p
     ]
     told: dict[str, Any] = {name: facts[name] for name in _FACTS}
     told |= {name: tuple(facts[name]) for name in _LISTS}
-    return BlockResult(layers=tuple(layers), caches=tuple(caches), **told)
+    return BlockResult(layers=tuple(layers), caches=tuple(caches), changed=_below(tensors, "changed."), **told)
 
 
 def to_bytes(result: BlockResult) -> bytes:

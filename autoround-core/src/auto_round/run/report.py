@@ -30,7 +30,7 @@ class RunReport:
 def without_tensors(before: BlockResult | None, part: BlockResult) -> BlockResult:
     """What a report keeps of a block: of one whose layers come in several parts, all of them together."""
     seconds = part.seconds + (before.seconds if before is not None else 0.0)
-    return dataclasses.replace(part, layers=(), caches=(), seconds=seconds)
+    return dataclasses.replace(part, layers=(), caches=(), changed={}, seconds=seconds)
 
 
 def told_unreached(block: BlockResult) -> Iterator[str]:

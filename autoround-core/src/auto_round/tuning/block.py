@@ -16,6 +16,7 @@ from auto_round.calibration.cache import CacheObserver, find_caches
 from auto_round.calibration.observer import InputObserver
 from auto_round.plan import CachePlan, LayerSpec
 from auto_round.tuning.chains import Chains, Runner
+from auto_round.tuning.channels import equalise_block
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import finish, install, observer_of, prepare
 from auto_round.tuning.result import BlockResult, CacheResult
@@ -50,6 +51,11 @@ def quantize_block(
     runner = Runner(block, index, chains, device, dtype)
     inner = {layer.name: layer.name.removeprefix(name + ".") for layer in layers}
     linears = {layer.name: block.get_submodule(inner[layer.name]) for layer in layers}
+    changed = {}
+    if options.equalises:
+        changed = equalise_block(
+            model, name, block, layers, options, chains, device, dtype, keep_values=cache is not None
+        )
     observer = observer_of(linears, layers, options)
     kept = CacheObserver(find_caches(block) if cache is not None else {})
     with observer.watching(), kept.watching():
@@ -88,6 +94,7 @@ def quantize_block(
         unseen=tuple(n for n in linears if n not in observer.tokens),
         scarce=tuple(n for n in scarce if n in observer.tokens),
         caches=() if cache is None else _caches(cache, name, kept),
+        changed=changed,
     )
     if outcome is not None:
         before, after, step = outcome.loss_before, outcome.loss_after, outcome.kept_step

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from auto_round.model.opened import OpenModel
     from auto_round.tuning.options import TuningOptions
 
-__all__ = ["Chains", "Runner"]
+__all__ = ["PROBE_SAMPLES", "Chains", "Runner"]
+
+PROBE_SAMPLES = 1
+"""Samples that places for scaling channels are looked for with."""
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Chains:
         batch_size = min(options.batch_size, len(tokens))
         # A rank's share of a batch differs by one sample at most.
         shares = {batch_size // ranks.size, -(-batch_size // ranks.size)} - {0, batch_size}
+        shares |= {PROBE_SAMPLES} - {batch_size} if options.equalises else set()
         recorded = capture_block_inputs(
             model.model, model.structure.block_list, tokens.input_ids, batch_size, tuple(sorted(shares))
         )

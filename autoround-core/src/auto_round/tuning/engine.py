@@ -46,7 +46,11 @@ def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
     """Whether data must flow through the model at all."""
     if plan.cache is not None:
         return True
-    return options.iters > 0 or any(wants_importance(s, options) or s.static_activations for s in plan.quantized)
+    return (
+        options.iters > 0
+        or options.equalises
+        or any(wants_importance(s, options) or s.static_activations for s in plan.quantized)
+    )
 
 
 def parts_of(plan: Plan, options: TuningOptions) -> list[tuple[str, tuple[LayerSpec, ...]]]:
@@ -119,6 +123,8 @@ class Engine:
             for result in results:
                 for layer in result.layers:
                     install(self.model.model.get_submodule(layer.layer.name), layer)
+                for changed, tensor in result.changed.items():
+                    self.model.model.get_parameter(changed).copy_(tensor)
         self.progress.start(len(parts_of(self.plan, self.options)), max(1, self.options.iters), done)
 
     def run(self, done: int = 0) -> Iterator[BlockResult]:

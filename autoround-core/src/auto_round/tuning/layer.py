@@ -163,10 +163,13 @@ class TunableLinear(nn.Module):
         return qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.compute(x, self.quantized_weight() if self._source is None else self._source())
+
+    def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The answer with a quantized weight that is there already."""
         if self.activation is not None:
             x = self.activation(x)
-        weight = self.quantized_weight().to(self.compute_dtype) if self._source is None else self._source()
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight.to(self.compute_dtype), self.bias)
 
     @torch.no_grad()
     def finish(self) -> LayerResult:

@@ -11,7 +11,9 @@ from auto_round.errors import UnknownOptionError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TuningOptions"]
+__all__ = ["RECIPES", "TuningOptions"]
+
+RECIPES = ("published", "best")
 
 LOW_BITS_FACTOR = 2.0
 LONG_RUN = 1000
@@ -34,6 +36,7 @@ class TuningOptions:
             and maximum of each group. The published recipe, which `search=False` is, does so only without iterations;
             starting steps there too measured better on every model and width.
         seed: decides the order of samples.
+        recipe: "published", or "best", which takes longer; `auto_round.tuning.channels` says what it does first.
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
     """
 
@@ -46,9 +49,12 @@ class TuningOptions:
     enable_quanted_input: bool = True
     search: bool = True
     seed: int = 42
+    recipe: str = "published"
     compute_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise UnknownOptionError(f"recipe must be {' or '.join(RECIPES)}, not {self.recipe!r}.")
         for name, least in (("iters", 0), ("batch_size", 1), ("gradient_accumulate_steps", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -57,6 +63,11 @@ class TuningOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
                 raise UnknownOptionError(f"{name} must be a positive number, not {value!r}.")
+
+    @property
+    def equalises(self) -> bool:
+        """Whether channels are made equal before a block is quantized."""
+        return self.recipe == "best"
 
     def step_size(self, bits: int) -> float:
         """First step of `v`; it falls linearly to 0."""

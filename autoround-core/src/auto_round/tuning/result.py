@@ -66,6 +66,7 @@ class BlockResult:
         scarce: names of layers that so few tokens reached that tuning would only learn those by heart; they have the
             data type's best start and are not tuned.
         caches: scales of keys and values, where the plan asks for them.
+        changed: parameters that no layer here stands for and that are not what they were, by full name.
         seconds: how long it took.
     """
 
@@ -77,4 +78,5 @@ class BlockResult:
     unseen: tuple[str, ...] = ()
     scarce: tuple[str, ...] = ()
     caches: tuple[CacheResult, ...] = ()
+    changed: Mapping[str, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0
