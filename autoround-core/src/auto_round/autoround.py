@@ -356,7 +356,7 @@ class AutoRound:
                 f"the calibration data has token id {int(tokens.input_ids.max())}, and the model knows {vocabulary} "
                 "tokens: was it made with another tokenizer?"
             )
-        return tokens
+        return tokens.joined(self.options.joined, getattr(model.model.config, "max_position_embeddings", None))
 
 
 def _told_maker(registry: Registry, data_type: DataType) -> str:

@@ -53,3 +53,30 @@ def test_fingerprint_changes_with_ids_mask_shape_and_padding(rows, pad_id):
 def test_other_types_and_shapes_are_refused(ids, mask):
     with pytest.raises(CalibrationError, match=r"int64 ids and a bool mask, both \[samples, seqlen\]"):
         CalibrationTokens(ids, mask, "")
+
+
+def rows(count, length):
+    return CalibrationTokens.from_samples(
+        [torch.arange(length) + 100 * n for n in range(count)], pad_id=0, source="rows"
+    )
+
+
+def test_joined_samples_are_the_same_tokens_in_the_same_order():
+    joined = rows(6, 4).joined(2, 16)
+    assert joined.input_ids.tolist()[0] == [0, 1, 2, 3, 100, 101, 102, 103]
+    assert joined.input_ids.shape == (3, 8)
+    assert bool(joined.mask.all())
+    assert joined.pieces == 2
+    assert len(rows(7, 4).joined(2, 16)) == 3  # one is left over
+
+
+@pytest.mark.parametrize(("count", "length", "longest"), [(6, 4, 7), (1, 4, 16), (6, 4, None)])
+def test_samples_that_cannot_be_joined_stay(count, length, longest):
+    tokens = rows(count, length)
+    assert tokens.joined(2, longest) is tokens
+    assert tokens.joined(1, 100) is tokens
+
+
+def test_padded_samples_stay():
+    tokens = CalibrationTokens.from_samples([torch.arange(4), torch.arange(3)], pad_id=0, source="two")
+    assert tokens.joined(2, 16) is tokens

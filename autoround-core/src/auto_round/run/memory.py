@@ -28,6 +28,12 @@ PASSING = 3
 FINISHED = 3
 """Bytes per weight of a block that is done: a code, and what it decodes to."""
 
+EXACT = 8
+"""Bytes per weight while channels that can be scaled are looked for: a float32 copy, and what is put back after it."""
+
+OWN = 10
+"""Numbers per token and hidden feature more where layers also learn by their own errors: what each gets wrong."""
+
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
 
@@ -87,14 +93,15 @@ def memory_needed(
         if layer.quantized and layer.block is not None:
             numbers[layer.block] += layer.shape[0] * layer.shape[1]
     largest = max(plan.blocks, key=lambda block: weights[block])
-    learnt = ((LEARNING + PASSING if options.iters else 0) + FINISHED) * numbers[largest]
+    learnt = ((LEARNING + PASSING if options.iters else EXACT * options.improved) + FINISHED) * numbers[largest]
     if options.iters:
         learnt += GRADIENT * (numbers[largest] if options.gradient_accumulate_steps > 1 else _at_once(plan, largest))
-    outside = weights[""] + sum(kept.nbytes for kept in plan.kept)
+    outside = weights[""] + sum(tensor.nbytes for tensor in plan.kept)
     itemsize = plan.layers[0].dtype.itemsize
     between = samples * seqlen * features * itemsize * (3 if options.iters and options.enable_quanted_input else 2)
     between = 0 if elsewhere else between
-    within = options.batch_size * seqlen * features * itemsize * (PASSES if options.iters else 8)
+    kept = PASSES + OWN * options.improved if options.iters else 8
+    within = options.batch_size * seqlen * features * itemsize * kept
     return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
 
 

@@ -52,7 +52,7 @@ def quantize_block(
     inner = {layer.name: layer.name.removeprefix(name + ".") for layer in layers}
     linears = {layer.name: block.get_submodule(inner[layer.name]) for layer in layers}
     changed = {}
-    if options.equalises:
+    if options.improved:
         changed = equalise_block(
             model, name, block, layers, options, chains, device, dtype, keep_values=cache is not None
         )

@@ -59,10 +59,10 @@ class Chains:
         ranks: Ranks,
     ) -> Chains:
         """Record what the first block is fed."""
-        batch_size = min(options.batch_size, len(tokens))
+        batch_size = min(max(1, options.batch_size // tokens.pieces), len(tokens))
         # A rank's share of a batch differs by one sample at most.
         shares = {batch_size // ranks.size, -(-batch_size // ranks.size)} - {0, batch_size}
-        shares |= {PROBE_SAMPLES} - {batch_size} if options.equalises else set()
+        shares |= {PROBE_SAMPLES} - {batch_size} if options.improved else set()
         recorded = capture_block_inputs(
             model.model, model.structure.block_list, tokens.input_ids, batch_size, tuple(sorted(shares))
         )

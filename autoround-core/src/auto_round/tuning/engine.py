@@ -48,7 +48,7 @@ def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
         return True
     return (
         options.iters > 0
-        or options.equalises
+        or options.improved
         or any(wants_importance(s, options) or s.static_activations for s in plan.quantized)
     )
 

@@ -15,6 +15,7 @@ from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer, S
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
 from auto_round.data_type.untouched import check_untouched, writes_into
 from auto_round.plan import LayerSpec
+from auto_round.tuning.own_error import OwnErrors
 from auto_round.tuning.result import LayerResult
 
 __all__ = ["TunableLinear"]
@@ -31,6 +32,7 @@ class TunableLinear(nn.Module):
         learnt: `v`, `min_scale`, `max_scale` as far as the data type learns them, float32.
         tuned: bounds of those.
         fixed: what else the data type is offered.
+        own_errors: what is told of its own error while it learns, if anything is.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TunableLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
         self.compute_dtype = compute_dtype
         self.learnt = nn.ParameterDict()
+        self.own_errors: OwnErrors | None = None
         self.activation: ActivationQuantizer | SharedInput | None = None
         self._frozen: Mapping[str, torch.Tensor] = {}
         if layer.activation is not None and not layer.static_activations:
@@ -129,6 +132,11 @@ class TunableLinear(nn.Module):
         """Whether it has something in common with other layers."""
         return bool(self._shared)
 
+    @property
+    def members(self) -> tuple[TunableLinear, ...]:
+        """The layers of the model that this is: itself, or those of a stack."""
+        return (self,)
+
     def lie_in(self, weight: torch.Tensor, fixed: Mapping[str, Any], source: Callable[[], torch.Tensor]) -> None:
         """Become a part of a stack: views of what the stack has, which computes the quantized weight from now on."""
         self.check_weight()
@@ -169,7 +177,10 @@ class TunableLinear(nn.Module):
         """The answer with a quantized weight that is there already."""
         if self.activation is not None:
             x = self.activation(x)
-        return F.linear(x, weight.to(self.compute_dtype), self.bias)
+        weight = weight.to(self.compute_dtype)
+        if self.own_errors is not None and torch.is_grad_enabled():
+            self.own_errors.note(self, x, weight)
+        return F.linear(x, weight, self.bias)
 
     @torch.no_grad()
     def finish(self) -> LayerResult:

@@ -19,6 +19,12 @@ LOW_BITS_FACTOR = 2.0
 LONG_RUN = 1000
 LOW_BITS = 3
 
+JOINED = 2
+"""Samples of the improved recipe's calibration that make one: texts are longer in use than calibration can afford."""
+
+SMALLER_FOR_SCALES = 0.3
+"""Steps of scales relative to those of the rounding, in the improved recipe."""
+
 
 @dataclass(frozen=True)
 class TuningOptions:
@@ -27,7 +33,7 @@ class TuningOptions:
     Attributes:
         iters: steps per block; 0 only rounds.
         lr: step size; None means 1/iters, or 2/iters for layers of at most 3 bits in runs of 1000 steps and more.
-        minmax_lr: step size of min_scale and max_scale; None means `lr`.
+        minmax_lr: step size of min_scale and max_scale; None means `lr`, in the improved recipe a third of it.
         batch_size: samples per forward pass.
         gradient_accumulate_steps: forward and backward passes per step.
         enable_minmax_tuning: learn the range of each group too, not only the rounding.
@@ -36,7 +42,9 @@ class TuningOptions:
             and maximum of each group. The published recipe, which `search=False` is, does so only without iterations;
             starting steps there too measured better on every model and width.
         seed: decides the order of samples.
-        recipe: "published", or "best", which takes longer; `auto_round.tuning.channels` says what it does first.
+        recipe: "published", or "best", which takes up to three times as long: channels are made equal first
+            (`auto_round.tuning.equalise`), layers are also asked to be right one by one (`own_error`), samples are made
+            longer (`CalibrationTokens.joined`), and scales take smaller steps.
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
     """
 
@@ -65,9 +73,14 @@ class TuningOptions:
                 raise UnknownOptionError(f"{name} must be a positive number, not {value!r}.")
 
     @property
-    def equalises(self) -> bool:
-        """Whether channels are made equal before a block is quantized."""
+    def improved(self) -> bool:
+        """Whether the improved recipe is asked for."""
         return self.recipe == "best"
+
+    @property
+    def joined(self) -> int:
+        """How many samples are tuned on as one."""
+        return JOINED if self.improved else 1
 
     def step_size(self, bits: int) -> float:
         """First step of `v`; it falls linearly to 0."""
@@ -78,4 +91,6 @@ class TuningOptions:
 
     def minmax_step_size(self, bits: int) -> float:
         """First step of `min_scale` and `max_scale`."""
-        return self.step_size(bits) if self.minmax_lr is None else self.minmax_lr
+        if self.minmax_lr is not None:
+            return self.minmax_lr
+        return self.step_size(bits) * (SMALLER_FOR_SCALES if self.improved else 1.0)

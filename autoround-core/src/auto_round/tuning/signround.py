@@ -18,6 +18,7 @@ import torch
 from auto_round.run.ranks import Ranks
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
+from auto_round.tuning.own_error import OwnErrors
 
 __all__ = ["Samples", "TuningOutcome", "tune_block"]
 
@@ -59,6 +60,10 @@ class Samples:
         mask = self.mask[mine].to(device)
         return (error.mean(-1) * mask).sum() / self.mask[index].sum().clamp(min=1).to(device)
 
+    def mask_of(self, index: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        """Which tokens of this rank's part of a batch count, None for all."""
+        return None if self.mask is None else self.mask[index[self.ranks.part(len(index))]].to(device)
+
 
 @dataclass(frozen=True)
 class TuningOutcome:
@@ -98,6 +103,10 @@ def tune_block(
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
+    alone = [member for layer in layers for member in layer.members]
+    own = OwnErrors(alone, keeper.first) if options.improved else None
+    for layer in alone:
+        layer.own_errors = own
     looks = _looks(options.iters)
     batches = _batches(len(samples.inputs), batch_size, generator)
     at_once = options.gradient_accumulate_steps == 1 and samples.ranks.size == 1
@@ -105,7 +114,7 @@ def tune_block(
         factor = 1.0 - step / options.iters
         with _stepping(of_layers, factor) if at_once else nullcontext():
             for _ in range(options.gradient_accumulate_steps):
-                (samples.loss(next(batches), device) * LOSS_SCALE).backward()
+                (_loss(samples, next(batches), own, device) * LOSS_SCALE).backward()
         if samples.ranks.size > 1:
             for parameter in (slot.parameter for slot in slots):
                 if parameter.grad is None:
@@ -117,7 +126,17 @@ def tune_block(
         on_step()
         if step + 1 in looks:
             keeper.look(step + 1)
+    for layer in alone:
+        layer.own_errors = None
     return keeper.restore()
+
+
+def _loss(samples: Samples, batch: torch.Tensor, own: OwnErrors | None, device: torch.device) -> torch.Tensor:
+    """The loss of a batch, with a part of its layers' own errors where they count."""
+    if own is None:
+        return samples.loss(batch, device)
+    own.mask = samples.mask_of(batch, device)
+    return samples.loss(batch, device) + own.take() / samples.ranks.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +204,8 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torc
 
 
 class _Keeper:
-    """Remembers the parameters with the least loss on a fixed slice of the samples; the first need no room."""
+    """Remembers the parameters with the least loss on a fixed slice of the samples; `first` is
+    the loss before all, and the first parameters need no room."""
 
     def __init__(self, slots: Sequence[_Slot], samples: Samples, batch_size: int, device: torch.device) -> None:
         self._slots = slots
@@ -197,7 +217,7 @@ class _Keeper:
         spread = torch.linspace(0, count - 1, wanted).round().long()
         self._slice = spread.split(batch_size)
         self._kept: list[torch.Tensor] = []
-        self._first = self._least = float("inf")
+        self.first = self._least = float("inf")
         self._step = 0
 
     @torch.no_grad()
@@ -205,7 +225,7 @@ class _Keeper:
         parts = [self._samples.loss(part, self._device).double() for part in self._slice]
         loss = self._samples.ranks.add_up(torch.stack(parts).cpu()).mean().item()
         if step == 0:
-            self._first = self._least = loss
+            self.first = self._least = loss
         elif loss < self._least:
             self._least, self._step = loss, step
             self._kept = self._kept or [torch.empty_like(slot.parameter) for slot in self._slots]
@@ -219,4 +239,4 @@ class _Keeper:
                 slot.parameter.copy_(self._kept[number])
             else:
                 slot.parameter.fill_(slot.neutral)
-        return TuningOutcome(self._first, self._least, self._step)
+        return TuningOutcome(self.first, self._least, self._step)

@@ -47,6 +47,10 @@ class LayerStack(TunableLinear):
         for number, (layer, part) in enumerate(zip(layers, self.weight.chunk(self._count), strict=True)):
             layer.lie_in(part, self._of_one(fixed, number), functools.partial(self._part, number))
 
+    @property
+    def members(self) -> tuple[TunableLinear, ...]:
+        return self._layers
+
     def renew(self) -> None:
         """Forget the quantized weight: what is learnt has changed, or nobody needs it any more."""
         self._parts = None
