@@ -54,6 +54,7 @@ def quantize(**options: Any) -> None:
     from transformers.utils import logging
 
     from auto_round.autoround import AutoRound
+    from auto_round.run.report import told_hurt
 
     logging.disable_progress_bar()  # one bar is enough, and it is ours
     model = read_model(options)
@@ -81,5 +82,8 @@ def quantize(**options: Any) -> None:
         f"{readable_size(plan.model_bytes)} -> {readable_size(plan.output_bytes)}, "
         f"{job.report.seconds:.1f} s" + (f", peak memory {readable_size(peak)}" if peak else "")
     )
+    hurt = told_hurt(job.report.blocks)
+    if hurt is not None:
+        click.echo(hurt)
     for folder in folders:
         click.echo(f"written: {Path(folder)}")

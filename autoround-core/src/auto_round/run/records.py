@@ -25,7 +25,7 @@ def to_record(result: BlockResult) -> tuple[dict[str, Any], dict[str, torch.Tens
     tensors: dict[str, torch.Tensor] = {}
     layers = []
     for n, layer in enumerate(result.layers):
-        told: dict[str, Any] = {"name": layer.layer.name, "tokens": layer.tokens}
+        told: dict[str, Any] = {"name": layer.layer.name, "tokens": layer.tokens, "error": layer.error}
         if layer.codes is None:
             tensors[f"{n}.weight"] = layer.weight
         else:
@@ -82,7 +82,7 @@ def _layer(layer: LayerSpec, told: Mapping[str, Any], tensors: Mapping[str, torc
         codes = Codes(layer.data_type.name, layer.scheme, shape, dtype, stored)
         weight = layer.data_type.decode(codes)
     frozen = _below(tensors, "frozen.")
-    return LayerResult(layer, codes, weight, frozen, tensors.get("importance"), told["tokens"])
+    return LayerResult(layer, codes, weight, frozen, tensors.get("importance"), told["tokens"], told["error"])
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from auto_round.tuning.result import LayerResult
 if TYPE_CHECKING:
     from auto_round.tuning.options import TuningOptions
 
-__all__ = ["finish", "install", "mates_of", "observer_of", "prepare", "wants_importance"]
+__all__ = ["finish", "install", "mates_of", "observer_of", "prepare", "relative_error", "wants_importance"]
 
 
 def wants_importance(layer: LayerSpec, options: TuningOptions) -> bool:
@@ -69,10 +69,24 @@ def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResul
     """
     result = tunable.finish()
     tunable.check_weight()
-    if observer is None:
-        return result
     name = tunable.layer.name
-    return dataclasses.replace(result, importance=observer.sums.get(name), tokens=observer.tokens.get(name, 0))
+    importance = None if observer is None else observer.sums.get(name)
+    tokens = None if observer is None else observer.tokens.get(name, 0)
+    error = None if tokens == 0 else relative_error(tunable.weight, result.weight, importance)
+    return dataclasses.replace(result, importance=importance, tokens=tokens, error=error)
+
+
+def relative_error(weight: torch.Tensor, rounded: torch.Tensor, importance: torch.Tensor | None) -> float:
+    """sum(h (W' - W)^2) / sum(h W^2), h the importance of an input channel or 1; 0 for a weight of zeros.
+
+    Args:
+        weight, rounded: [out_features, in_features].
+        importance: float32 [in_features].
+    """
+    h = torch.ones((), device=weight.device) if importance is None else importance
+    whole = (weight.float().square() * h).sum()
+    wrong = ((rounded.float() - weight.float()).square() * h).sum()
+    return float(wrong / whole) if whole > 0 else 0.0
 
 
 def install(linear: Any, result: LayerResult) -> None:

@@ -27,6 +27,8 @@ class LayerResult:
         frozen: what its static activations were frozen to; codes have it too, under other names.
         importance: sum of squares of each input channel over calibration, float32 [in_features]; None if not observed.
         tokens: how many tokens of the calibration reached it, None if nobody looked.
+        error: what rounding changed of its output relative to all of it, both squared, as if inputs were independent;
+            None where no token reached it.
     """
 
     layer: LayerSpec
@@ -35,6 +37,7 @@ class LayerResult:
     frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
     importance: torch.Tensor | None = None
     tokens: int | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class BlockResult:
             data type's best start and are not tuned.
         caches: scales of keys and values, where the plan asks for them.
         changed: parameters that no layer here stands for and that are not what they were, by full name.
+        errors: of the layers, by name, once these are let go of.
         seconds: how long it took.
     """
 
@@ -79,4 +83,5 @@ class BlockResult:
     scarce: tuple[str, ...] = ()
     caches: tuple[CacheResult, ...] = ()
     changed: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
