@@ -204,8 +204,11 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torc
 
 
 class _Keeper:
-    """Remembers the parameters with the least loss on a fixed slice of the samples; `first` is
-    the loss before all, and the first parameters need no room."""
+    """Remembers the parameters with the least loss on a fixed slice of the samples; the first need no room.
+
+    Attributes:
+        first: the loss before any step.
+    """
 
     def __init__(self, slots: Sequence[_Slot], samples: Samples, batch_size: int, device: torch.device) -> None:
         self._slots = slots
