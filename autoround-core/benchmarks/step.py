@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,11 +28,19 @@ from auto_round.run.ranks import Ranks
 from auto_round.tuning.block import quantize_block
 from auto_round.tuning.chains import Chains, Runner
 
+LONG = 1000
+"""Steps the engine is told to take: so many that it looks at no fixed slice while some are timed."""
+
+
+class Enough(Exception):
+    """Enough steps were timed."""
+
 
 class Floor:
     """A block that learns its weights themselves, as long as another one's step takes."""
 
-    def __init__(self, block: nn.Module, chains: Chains, batch: int) -> None:
+    def __init__(self, block: nn.Module, chains: Chains, batch: int, steps: int) -> None:
+        self._wanted = steps
         self._block = copy.deepcopy(block).requires_grad_(True)
         dtype = next(block.parameters()).dtype
         self._run = Runner(self._block, 0, chains, torch.device("cpu"), dtype)
@@ -52,6 +61,8 @@ class Floor:
         self._since = clock()
         if len(self.steps) > len(self.floors):
             self.floors.append(self._since - now)
+        if len(self.floors) == self._wanted:
+            raise Enough
 
 
 def model_of(shape: str) -> nn.Module:
@@ -69,7 +80,7 @@ def model_of(shape: str) -> nn.Module:
 
 def measure(source: Any, scheme: str, batch: int, length: int, steps: int) -> tuple[float, float, float]:
     """Milliseconds of the floor and of a step, and the ratio."""
-    rounder = AutoRound(source, scheme=scheme, iters=steps, batch_size=batch, device_map="cpu", verbose=False)
+    rounder = AutoRound(source, scheme=scheme, iters=LONG, batch_size=batch, device_map="cpu", verbose=False)
     plan = rounder.plan()
     opened = wrap_model(source) if isinstance(source, nn.Module) else open_model(source)
     ids = torch.randint(0, 1000, (batch, length), generator=torch.Generator().manual_seed(0))
@@ -78,15 +89,16 @@ def measure(source: Any, scheme: str, batch: int, length: int, steps: int) -> tu
     with torch.no_grad():
         opened.load()
         chains = Chains.begin(opened, rounder.options, tokens, ActivationStore(), Ranks())
-        floor = Floor(opened.model.get_submodule(name), chains, batch)
+        floor = Floor(opened.model.get_submodule(name), chains, batch, steps)
         layers = [layer for layer in plan.quantized if layer.block == name]
 
         def take() -> None:
             with torch.enable_grad():
                 floor.take()
 
-        quantize_block(opened, name, layers, rounder.options, chains, torch.device("cpu"), take, None)
-    ratios = [step / plain for step, plain in zip(floor.steps, floor.floors, strict=False)]
+        with suppress(Enough):
+            quantize_block(opened, name, layers, rounder.options, chains, torch.device("cpu"), take, None)
+    ratios = [step / plain for step, plain in zip(floor.steps, floor.floors, strict=True)]
     return (
         1000 * statistics.median(floor.floors),
         1000 * statistics.median(floor.steps),

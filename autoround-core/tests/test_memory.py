@@ -11,7 +11,8 @@ from auto_round.run.memory import peak_memory
 from .conftest import make_model, tiny_config
 
 
-def test_what_tuning_needs_is_added_up(registry, tmp_path):
+def test_what_tuning_needs_is_added_up(monkeypatch, registry, tmp_path):
+    monkeypatch.setattr("auto_round.tuning.stack.SMALL", 0)  # as in a model with large layers
     make_model(tiny_config()).bfloat16().save_pretrained(tmp_path)
     job = AutoRound(tmp_path, scheme="STEPS4", registry=registry, nsamples=4, seqlen=16, batch_size=2, iters=1)
     need = job.memory_needed()
@@ -52,6 +53,7 @@ def test_rounding_needs_a_few_layers(registry, tmp_path):
 
 
 def test_experts_are_counted_as_the_stacks_they_are_tuned_in(stored, registry, monkeypatch):
+    monkeypatch.setattr("auto_round.tuning.stack.SMALL", 0)  # as in a model with large layers
     job = AutoRound(stored("qwen3_moe"), scheme="STEPS4", registry=registry, iters=1, seqlen=16)
     expert = 3 * 16 * 32
     block = 2 * 32 * 32 + 2 * 16 * 32 + 4 * expert  # q, o; k, v; experts

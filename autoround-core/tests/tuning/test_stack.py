@@ -57,7 +57,7 @@ def tune(directory, registry, tokens, **options):
 
 @pytest.mark.parametrize("options", [{}, {"group_size": -1}, {"disable_opt_rtn": True}, {"act_bits": 8, "act_data_type":
                                      "steps", "act_group_size": -1}])  # fmt: skip
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "mixtral", "gpt_oss", "deepseek"])
 def test_bits_are_those_of_single_layers(architecture, stored, registry, tokens, monkeypatch, calls, options):
     monkeypatch.setattr("auto_round.tuning.block.SCARCE", 4)
     together, job = tune(stored(architecture), registry, tokens, **options)
@@ -138,10 +138,12 @@ def test_what_is_stacked(steps, monkeypatch):
         found = stacked(make_layers(steps, weights, names), "b")
         return [tuple(unit.layer.shape) for unit in found]
 
-    # Numbered ones of one shape, whatever their role; a block's own number is none.
-    assert units() == [(4, 32), (12, 32), (4, 32), (4, 64)]
-    assert units(2) == [(4, 32), (8, 32), (4, 32), (4, 32), (4, 64)]
+    assert units() == [(20, 32), (4, 64)]
+    assert units(2) == [(8, 32), (8, 32), (4, 32), (4, 64)]
     assert units(0) == [(4, 32)] * 5 + [(4, 64)]
+    # Large ones only where they are numbered within the block, whose own number is none.
+    monkeypatch.setattr("auto_round.tuning.stack.SMALL", 4 * 32 - 1)
+    assert units() == [(4, 32), (12, 32), (4, 32), (4, 64)]
     monkeypatch.setattr(type(steps), "share", lambda *_: {"global_scale": torch.ones(1)})
     layers = make_layers(steps, weights, names)
     for layer in layers:
@@ -149,6 +151,25 @@ def test_what_is_stacked(steps, monkeypatch):
     assert stacked(layers, "b") == layers
 
 
-def test_a_model_without_experts_has_no_stack(stored, registry, tokens, monkeypatch):
+def test_layers_of_different_height(steps):
+    weights = [torch.randn(rows, 64) for rows in (4, 12, 8)]
+    layers = make_layers(steps, weights)
+    alone = make_layers(steps, weights)
+    units = stacked(layers, "b")
+    (stack,) = units
+    stack.make_learnable(minmax=True)
+    with torch.no_grad():
+        for parameter in stack.learnt.values():
+            parameter.copy_(torch.rand_like(parameter))
+    stack.hand_back()
+    for layer, other, weight in zip(layers, alone, weights, strict=True):
+        assert torch.equal(layer.weight, weight)
+        other.stand_alone(layer.learnt)
+        assert torch.equal(layer.quantized_weight(), other.quantized_weight())
+    assert torch.equal(torch.cat([layer.quantized_weight() for layer in layers]), stack.quantized_weight())
+
+
+def test_large_layers_have_no_stack(stored, registry, tokens, monkeypatch):
+    monkeypatch.setattr("auto_round.tuning.stack.SMALL", 0)
     monkeypatch.setattr(LayerStack, "__init__", lambda *_: pytest.fail("a stack was made"))
     tune(stored("llama"), registry, tokens)

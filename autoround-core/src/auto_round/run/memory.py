@@ -107,14 +107,14 @@ def memory_needed(
 
 def _at_once(plan: Plan, block: str) -> int:
     """Weights of the largest layer or stack of a block."""
-    stacks: Counter[tuple[int, int]] = Counter()
+    stacks: Counter[int] = Counter()
     largest = 0
     for layer in plan.quantized:
         if layer.block == block:
             size = layer.shape[0] * layer.shape[1]
             largest = max(largest, size)
             if stacks_in(layer, block):
-                stacks[layer.shape] += size
+                stacks[layer.shape[1]] += size
     return max(largest, min(LARGEST, max(stacks.values(), default=0)))
 
 

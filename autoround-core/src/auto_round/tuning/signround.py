@@ -24,6 +24,7 @@ __all__ = ["Samples", "TuningOutcome", "tune_block"]
 
 ALONE = Ranks()
 SLICE_SAMPLES = 16
+PIECE = 1 << 18  # numbers stepped at a time on a CPU: their signs stay in its caches
 LOSS_SCALE = 1000.0  # keeps float16 gradients from vanishing; the sign does not feel it
 
 
@@ -164,7 +165,10 @@ def _slots_of(layer: TunableLinear, options: TuningOptions) -> list[_Slot]:
 def _sign_step(slots: Sequence[_Slot], factor: float) -> None:
     for slot in slots:
         if slot.parameter.grad is not None:
-            slot.parameter.sub_(slot.parameter.grad.sign_(), alpha=slot.step_size * factor)
+            moved, signs = slot.parameter.view(-1), slot.parameter.grad.view(-1)
+            size = PIECE if moved.device.type == "cpu" else max(1, moved.numel())
+            for some, by in zip(moved.split(size), signs.split(size), strict=True):
+                some.sub_(by.sign(), alpha=slot.step_size * factor)
             slot.parameter.grad = None
 
 

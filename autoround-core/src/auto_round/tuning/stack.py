@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of equal shape on top of each other, quantized by one call: the experts of a block are many and small.
+"""Layers of as many inputs on top of each other, quantized by one call: experts are many, and small models have small
+layers, for which what surrounds a computation takes longer than it does.
 
 Nothing about the result changes: a data type that lets its matrices be stacked promises the same bits. Learnt offsets,
 steps and bounds work element by element, and an expert without a token has a gradient of zero, whose sign is zero.
@@ -20,14 +21,18 @@ from torch import nn
 from auto_round.plan import LayerSpec
 from auto_round.tuning.layer import TunableLinear
 
-__all__ = ["LARGEST", "LayerStack", "renewed", "stacked", "stacks_in"]
+__all__ = ["LARGEST", "SMALL", "LayerStack", "renewed", "stacked", "stacks_in"]
 
 LARGEST = 1 << 24
 """Weights of a stack: enough to make a call cheap, and few beside what all the experts of a block have."""
 
 
+SMALL = 1 << 20
+"""Weights of a layer that is no expert; beyond, a call of its own costs nothing to speak of, and a copy would."""
+
+
 class LayerStack(TunableLinear):
-    """Layers of one shape, scheme and data type as one of [layers * out_features, in_features].
+    """Layers of one scheme and data type as one of [all their out_features, in_features].
 
     Their modules stay where they are and compute with their part of the weight, which is quantized once for each pass
     through the block. Where the weights lie one behind the other already, as those of fused experts do, nothing is
@@ -35,8 +40,8 @@ class LayerStack(TunableLinear):
     """
 
     def __init__(self, layers: Sequence[TunableLinear]) -> None:
-        first, self._count = layers[0], len(layers)
-        weight = _on_top([layer.weight for layer in layers])
+        first, weight = layers[0], _on_top([layer.weight for layer in layers])
+        self._rows = [layer.weight.shape[0] for layer in layers]
         spec = replace(first.layer, shape=(weight.shape[0], weight.shape[1]), transposed=False, activation=None)
         fixed = {name: _together([layer.fixed[name] for layer in layers]) for name in first.fixed}
         linear = SimpleNamespace(weight=weight, bias=None)
@@ -44,7 +49,7 @@ class LayerStack(TunableLinear):
         self.tuned = first.tuned
         self._layers = tuple(layers)
         self._parts: tuple[torch.Tensor, ...] | None = None
-        for number, (layer, part) in enumerate(zip(layers, self.weight.chunk(self._count), strict=True)):
+        for number, (layer, part) in enumerate(zip(layers, self.weight.split(self._rows), strict=True)):
             layer.lie_in(part, self._of_one(fixed, number), functools.partial(self._part, number))
 
     @property
@@ -63,11 +68,15 @@ class LayerStack(TunableLinear):
 
     def _part(self, number: int) -> torch.Tensor:
         if self._parts is None:
-            self._parts = self.quantized_weight().to(self.compute_dtype).chunk(self._count)
+            self._parts = self.quantized_weight().to(self.compute_dtype).split(self._rows)
         return self._parts[number]
 
     def _of_one(self, offers: Mapping[str, Any], number: int) -> dict[str, Any]:
-        return {n: o.chunk(self._count)[number] if isinstance(o, torch.Tensor) else o for n, o in offers.items()}
+        return {n: self._split(o)[number] if isinstance(o, torch.Tensor) else o for n, o in offers.items()}
+
+    def _split(self, offer: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """An offer for all in those for each: as many groups, or blocks, for as many rows."""
+        return offer.split([offer.shape[0] * rows // sum(self._rows) for rows in self._rows])
 
 
 def stacked(layers: Iterable[TunableLinear], block: str) -> list[TunableLinear]:
@@ -77,17 +86,21 @@ def stacked(layers: Iterable[TunableLinear], block: str) -> list[TunableLinear]:
         alike.setdefault(_kind(layer, block) or id(layer), []).append(layer)
     units: list[TunableLinear] = []
     for found in alike.values():
-        most = max(1, LARGEST // found[0].weight.numel())
-        for start in range(0, len(found), most):
-            part = found[start : start + most]
+        parts: list[list[TunableLinear]] = [[]]
+        for layer in found:
+            if sum(other.weight.numel() for other in parts[-1]) + layer.weight.numel() > LARGEST:
+                parts.append([])
+            parts[-1].append(layer)
+        for part in filter(None, parts):
             units += [LayerStack(part)] if len(part) > 1 else part
     return units
 
 
 def stacks_in(layer: LayerSpec, block: str) -> bool:
-    """Whether a layer may lie in a stack: one of an expert, a module that the model numbers within a block."""
+    """Whether a layer may lie in a stack: a small one, or one of an expert, a module numbered within its block."""
     numbered = any(part.isdigit() for part in _holder(layer, block))
-    return numbered and layer.data_type is not None and layer.data_type.stacks(layer.scheme, layer.shape)
+    small = layer.shape[0] * layer.shape[1] <= SMALL
+    return (numbered or small) and layer.data_type is not None and layer.data_type.stacks(layer.scheme, layer.shape)
 
 
 @contextmanager
@@ -116,9 +129,13 @@ def _kind(layer: TunableLinear, block: str) -> object:
     # The importance of inputs differs from layer to layer and has no row to lie on.
     if layer.shares or "imatrix" in layer.fixed or not stacks_in(spec, block):
         return None
-    told = tuple((name, getattr(offer, "shape", offer)) for name, offer in layer.fixed.items())
-    without = tuple("#" if part.isdigit() else part for part in _holder(spec, block))
-    return without, spec.shape, weight.dtype, str(spec.scheme.to_dict()), id(layer.data_type), told
+    rows = weight.shape[0]
+    told = tuple((n, (o.shape[0] / rows, o.shape[1:]) if _has_rows(o) else o) for n, o in layer.fixed.items())
+    return weight.shape[1], weight.dtype, str(spec.scheme.to_dict()), id(layer.data_type), told
+
+
+def _has_rows(offer: object) -> bool:
+    return isinstance(offer, torch.Tensor) and offer.dim() > 0
 
 
 def _holder(layer: LayerSpec, block: str) -> list[str]:
