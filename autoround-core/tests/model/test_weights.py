@@ -222,29 +222,28 @@ def test_what_is_no_number_is_named(changed, architecture, value):
         assert str(directory) in str(caught.value)
 
 
+def refuses_in_one_line(opened):
+    """Whoever asks for a block, or for a layer by itself."""
+    for ask in (
+        lambda: opened.bring("model.layers.1"),
+        lambda: opened.linears(["model.layers.1.mlp.up_proj"], keep=False),
+    ):
+        with pytest.raises(ModelError) as caught:
+            ask()
+        assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_file_that_was_cut_off_after_it_was_opened(changed):
     directory = changed("llama", lambda _: None)
     opened = open_model(directory)
     opened.bring(OUTSIDE)
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4000])
-    for ask in (
-        lambda: opened.bring("model.layers.1"),
-        lambda: opened.linears(["model.layers.1.mlp.up_proj"], keep=False),
-    ):
-        with pytest.raises(ModelError) as caught:
-            ask()
-        assert len(str(caught.value).splitlines()) == 1
+    refuses_in_one_line(opened)
 
 
 def test_a_file_that_is_gone_after_it_was_opened(changed):
     directory = changed("llama", lambda _: None)
     opened = open_model(directory)
     (directory / "model.safetensors").unlink()
-    for ask in (
-        lambda: opened.bring("model.layers.1"),
-        lambda: opened.linears(["model.layers.1.mlp.up_proj"], keep=False),
-    ):
-        with pytest.raises(ModelError) as caught:
-            ask()
-        assert len(str(caught.value).splitlines()) == 1
+    refuses_in_one_line(opened)

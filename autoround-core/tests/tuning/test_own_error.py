@@ -5,30 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from auto_round.data_type import FunctionDataType
-from auto_round.data_type.register import accepted_offers
-from auto_round.plan import LayerSpec
-from auto_round.schemes import QuantizationScheme
-from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.own_error import PART, OwnErrors
 from auto_round.tuning.signround import Samples, tune_block
 
+from .conftest import layer_of
+
 CPU = torch.device("cpu")
-
-
-def shift(tensor, v=0.0):
-    """A weight that is moved by what is learnt: every number can be computed by hand."""
-    return tensor + v, None, None
-
-
-def layer_of(weight):
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight.data = weight.clone()
-    scheme = QuantizationScheme(bits=4, group_size=-1, data_type="shift")
-    data_type = FunctionDataType("shift", shift, accepted_offers(shift))
-    spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, False, scheme, data_type)
-    return TunableLinear(linear, spec, torch.float32, CPU)
 
 
 def noted(own, layer, x, moved):

@@ -7,15 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from auto_round.data_type import FunctionDataType
-from auto_round.data_type.register import accepted_offers
 from auto_round.errors import UnknownOptionError
-from auto_round.plan import LayerSpec
-from auto_round.schemes import QuantizationScheme
 from auto_round.tuning import signround
-from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.signround import Samples, _batches, _looks, tune_block
+
+from .conftest import layer_of
 
 CPU = torch.device("cpu")
 
@@ -50,22 +47,8 @@ def test_the_last_step_is_always_looked_at():
     assert _looks(1) == {1}
 
 
-def shift(tensor, v=0.0):
-    """A weight that is moved by what is learnt: nothing is rounded, so every step can be computed by hand."""
-    return tensor + v, None, None
-
-
-def make_layer(weight):
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight.data = weight.clone()
-    scheme = QuantizationScheme(bits=4, group_size=-1, data_type="shift")
-    data_type = FunctionDataType("shift", shift, accepted_offers(shift))
-    spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, False, scheme, data_type)
-    return TunableLinear(linear, spec, torch.float32, CPU)
-
-
 def run(targets, options, mask=None):
-    layer = make_layer(torch.zeros(2, 3))
+    layer = layer_of(torch.zeros(2, 3))
     inputs = torch.ones(8, 4, 3)
     samples = Samples(inputs, targets, mask, layer)
     outcome = tune_block([layer], samples, options, 4, torch.Generator().manual_seed(0), CPU)
@@ -104,7 +87,7 @@ def test_masked_tokens_do_not_count():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_gradients_are_used_as_they_come(monkeypatch, accumulate):
     """One layer's at a time, where nothing has to be added to them; and the result is that of a step after all."""
-    layers = [make_layer(torch.full((3, 3), 0.1 * (n + 1))) for n in range(4)]
+    layers = [layer_of(torch.full((3, 3), 0.1 * (n + 1))) for n in range(4)]
     alive = []
     original = signround._sign_step
 

@@ -48,7 +48,7 @@ def fingerprint(
         "scheme": plan.scheme_name,
         **{f"layer {name}": told for name, told in _layers(plan)},
         **tuning,
-        "calibration data": "none" if tokens is None else _hash(tokens.input_ids, tokens.mask),
+        "calibration data": "none" if tokens is None else tokens.fingerprint(),
         "formats": ",".join(formats),
         "keys and values": "" if plan.cache is None else plan.cache.data_type.name,
         "plugins": registry.digest(),
@@ -86,11 +86,3 @@ def _layers(plan: Plan) -> Iterator[tuple[str, str]]:
         activation = layer.activation.name if layer.activation else "none"
         fields = ", ".join(f"{k}={v}" for k, v in layer.scheme.to_dict().items())
         yield layer.name, f"{layer.data_type.name}, activations {activation}, scales {layer.scale_dtype}, {fields}"
-
-
-def _hash(*tensors: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

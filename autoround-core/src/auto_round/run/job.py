@@ -68,7 +68,7 @@ class Job:
         engine = self._engine(self._store(Path(tempfile.gettempdir())))
         engine.begin()
         for result in engine.run():
-            self.model.changed.update(result.changed)
+            self._take(result)
             yield result
 
     def to_files(self, output: Path, formats: Mapping[str, OutputFormat]) -> Iterator[BlockResult]:
@@ -98,18 +98,25 @@ class Job:
                 _LOGGER.warning("note: going on after %d finished parts of an earlier run.", done)
                 assert journal is not None
                 for result in journal.parts(self.plan):
-                    self.model.changed.update(result.changed)
-                    _export(result, exporters)
+                    self._take(result, exporters)
                     yield result
             for result in self._gathered(engine, done):
                 if journal is not None:
                     journal.add(result, engine.chains)
-                self.model.changed.update(result.changed)
-                _export(result, exporters)
+                self._take(result, exporters)
                 yield result
             for exporter in exporters:
                 exporter.finish()
         self.ranks.together()
+
+    def _take(self, result: BlockResult, exporters: Sequence[Exporter] = ()) -> None:
+        """A part is finished: the model is told what it changed, and exporters what there is to write."""
+        self.model.changed.update(result.changed)
+        for exporter in exporters:
+            for layer in result.layers:
+                exporter.add(layer)
+            for cache in result.caches:
+                exporter.add_cache(cache)
 
     @property
     def _memory(self) -> torch.device | None:
@@ -167,14 +174,6 @@ class Job:
             data = self.ranks.hand_over(None if result is None else to_bytes(result), source)
             if data is not None:
                 yield from_bytes(data, self.plan)
-
-
-def _export(result: BlockResult, exporters: Sequence[Exporter]) -> None:
-    for exporter in exporters:
-        for layer in result.layers:
-            exporter.add(layer)
-        for cache in result.caches:
-            exporter.add_cache(cache)
 
 
 def _made(folder: Path) -> Path:
