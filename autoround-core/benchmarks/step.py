@@ -24,6 +24,7 @@ from auto_round import AutoRound
 from auto_round.calibration import CalibrationTokens
 from auto_round.calibration.store import ActivationStore
 from auto_round.model.opened import open_model, wrap_model
+from auto_round.run.allocator import ask_for_large_pages
 from auto_round.run.ranks import Ranks
 from auto_round.tuning.block import quantize_block
 from auto_round.tuning.chains import Chains, Runner
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("schemes", nargs="+")
     args = parser.parse_args()
+    ask_for_large_pages()
     batch, length = map(int, args.batch.split("x"))
     print(f"{args.shape or args.model}, {args.batch} tokens, {torch.get_num_threads()} threads")
     for scheme in args.schemes:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,8 +195,7 @@ class AutoRound:
             the model, whose weights are now what the codes stand for, and for each linear layer the fields of the
             scheme it was quantized under.
         """
-        for _ in self._run([], None):
-            pass
+        self._run([], None)
         assert self._plan is not None
         return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
 
@@ -242,20 +241,19 @@ class AutoRound:
 
         Returns:
             the model and the directories written, one per format. With `low_cpu_mem_usage`, or among several processes,
-            the blocks of a model that came from files are on the meta device: load what was written.
+            the weights of a model that came from files are on the meta device: load what was written.
 
         Raises:
             AutoRoundError: of the kind that says what went wrong; no output directory is left then, and of an
                 unfinished one only what the same call can go on from.
         """
         formats = self._formats(format)
-        for _ in self._run(formats, Path(output_dir)):
-            pass
+        self._run(formats, Path(output_dir))
         return self.model, [str(folder) for folder in _folders(Path(output_dir), formats)]
 
     # How
 
-    def _run(self, formats: list[OutputFormat], output: Path | None) -> Iterator[BlockResult]:
+    def _run(self, formats: list[OutputFormat], output: Path | None) -> None:
         began = time.monotonic()
         plan = self._make_plan(formats)
         for note in plan.notes:
@@ -285,7 +283,7 @@ class AutoRound:
                     blocks[block.name] = without_tensors(blocks.get(block.name), block)
                     for told in told_unreached(block) if ranks.writes else ():
                         _LOGGER.warning("note: %s", told)
-                    yield block
+                    del block  # not to be there while the next one is made
             except WrittenIntoError as error:
                 raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
             finally:

@@ -114,11 +114,27 @@ def test_gradients_are_used_as_they_come(monkeypatch, accumulate):
     assert all(torch.equal(one, other) for one, other in zip(learnt, after_all[1], strict=True))
 
 
-def test_no_copy_is_kept_of_where_it_began(monkeypatch):
-    made = []
-    original = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda t: (made.append(t), original(t))[1])
-    _, outcome = run(torch.full((8, 4, 2), 1e-4), TuningOptions(iters=1, lr=5.0))
-    assert (outcome.kept_step, made) == (0, [])
-    _, outcome = run(torch.full((8, 4, 2), 100.0), TuningOptions(iters=1, lr=0.1))
-    assert (outcome.kept_step, len(made)) == (1, 1)
+def test_no_copy_is_kept_of_where_it_began():
+    layer, outcome = run(torch.full((8, 4, 2), 1e-4), TuningOptions(iters=1, lr=5.0))
+    assert (outcome.kept_step, layer._kept) == (0, None)
+    assert torch.equal(layer.finish().weight, torch.zeros(2, 3))
+
+
+def test_what_is_kept_is_what_the_best_step_gave():
+    """The second step overshoots; the layer goes on learning and finishes with what it had after the first."""
+    targets = torch.full((8, 4, 2), 0.36)  # three inputs of 1: v = 0.12
+    layer, outcome = run(targets, TuningOptions(iters=2, lr=0.1))
+    assert outcome.kept_step == 1
+    torch.testing.assert_close(layer.finish().weight, torch.full((2, 3), 0.1))
+    torch.testing.assert_close(layer.learnt["v"].detach(), torch.full((2, 3), 0.15))
+
+
+def test_what_is_kept_does_not_change_with_what_is_learnt():
+    """Were a data type to store what is learnt as it is, the next step must not be felt."""
+    layer = layer_of(torch.zeros(2, 3))
+    layer.make_learnable(True)
+    layer.data_type._function = lambda tensor, v=0.0: (v.view(2, 3), None, None)
+    layer.keep()
+    with torch.no_grad():
+        layer.learnt["v"].add_(1)
+    assert torch.equal(layer.finish().weight, torch.zeros(2, 3))

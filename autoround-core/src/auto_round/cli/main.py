@@ -44,8 +44,6 @@ def _dashes(name: str) -> str:
 @click.version_option(__version__, package_name="autoround-core", prog_name="auto-round")
 def main(*, traceback: bool) -> None:
     """Quantize language models after training; data types are plugins."""
-    # Read by torch when it first allocates: large pages halve the time that fresh memory costs a tuning step on Linux.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if os.environ.get("AUTO_ROUND_TRACE", "0") not in ("", "0"):
         import logging
 

@@ -50,6 +50,10 @@ def quantize(**options: Any) -> None:
     \b
     auto-round quantize ./Llama-3.1-8B --scheme W4A16 --output ./Llama-3.1-8B-W4A16
     """
+    from auto_round.run.allocator import ask_for_large_pages
+
+    ask_for_large_pages()
+
     import torch
     from transformers.utils import logging
 

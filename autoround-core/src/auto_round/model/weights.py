@@ -148,9 +148,19 @@ class PartLoader:
 
     def release(self, part: str) -> None:
         """Let go of the weights of a part."""
-        if part in self.present and part != OUTSIDE:
+        if part not in self.present:
+            return
+        self.present.remove(part)
+        if part:
             self.model.get_submodule(part).to("meta")
-            self.present.remove(part)
+            return
+        gone: dict[int, nn.Parameter] = {}
+        blocks = tuple(f"{block}." for block in self._blocks)
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
+            if not name.startswith(blocks):
+                module, _, attribute = name.rpartition(".")
+                empty = nn.Parameter(parameter.to("meta"), requires_grad=False)
+                setattr(self.model.get_submodule(module), attribute, gone.setdefault(id(parameter), empty))
 
     def _put(self, block: str, module: nn.Module) -> None:
         parent, _, attribute = block.rpartition(".")

@@ -70,6 +70,7 @@ class Job:
         for result in engine.run():
             self._take(result)
             yield result
+            del result  # not to be there while the next one is made
 
     def to_files(self, output: Path, formats: Mapping[str, OutputFormat]) -> Iterator[BlockResult]:
         """Quantize and write.
@@ -100,11 +101,13 @@ class Job:
                 for result in journal.parts(self.plan):
                     self._take(result, exporters)
                     yield result
+                    del result
             for result in self._gathered(engine, done):
                 if journal is not None:
                     journal.add(result, engine.chains)
                 self._take(result, exporters)
                 yield result
+                del result  # not to be there while the next one is made
             for exporter in exporters:
                 exporter.finish()
         self.ranks.together()

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryNeed", "memory_needed", "peak_memory"]
 
-LEARNING = 8
-"""Bytes per weight while it is learnt: its offset and the best offset so far, float32 each."""
+LEARNING = 5
+"""Bytes per weight while it is learnt: its offset, float32, and the best code so far."""
 
 GRADIENT = 4
 """Bytes per weight for the gradient of its offset: of one layer or stack at a time, of all where passes add up."""
@@ -44,8 +44,9 @@ class MemoryNeed:
 
     Attributes:
         process: Python, torch and transformers, as they are now.
-        outside: embeddings and what else lies outside the blocks, where data flows.
-        block: the largest block and what is learnt for it, or the layers that are rounded at once.
+        outside: embeddings and what else lies outside the blocks, where it is needed to the end.
+        block: the largest block and what is learnt for it, or the layers that are rounded at once; the embeddings
+            where they are more.
         activations: of all samples between two blocks, and of one batch within one.
     """
 
@@ -102,7 +103,9 @@ def memory_needed(
     between = 0 if elsewhere else between
     kept = PASSES + OWN * options.improved if options.iters else 8
     within = options.batch_size * seqlen * features * itemsize * kept
-    return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
+    if any(layer.block is None for layer in plan.quantized):
+        return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
+    return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)
 
 
 def _at_once(plan: Plan, block: str) -> int:

@@ -14,6 +14,7 @@ from auto_round.calibration.observer import InputObserver
 from auto_round.calibration.store import ActivationStore
 from auto_round.model.weights import OUTSIDE
 from auto_round.plan import LayerSpec, Plan
+from auto_round.run.allocator import give_back_freed_memory
 from auto_round.run.ranks import Ranks
 from auto_round.tuning.block import quantize_block
 from auto_round.tuning.chains import Chains
@@ -118,6 +119,8 @@ class Engine:
             self.chains = Chains.begin(self.model, self.options, self.tokens, self.store, self.ranks)
             if done and not self.keep:
                 self.model.release(first)
+            if not self.keep and not outside:
+                self.model.release(OUTSIDE)  # the embedding has done its part
         if self.keep:
             self.model.load()
             for result in results:
@@ -125,6 +128,7 @@ class Engine:
                     install(self.model.model.get_submodule(layer.layer.name), layer)
                 for changed, tensor in result.changed.items():
                     self.model.model.get_parameter(changed).copy_(tensor)
+        give_back_freed_memory()
         self.progress.start(len(parts_of(self.plan, self.options)), max(1, self.options.iters), done)
 
     def run(self, done: int = 0) -> Iterator[BlockResult]:
@@ -137,14 +141,17 @@ class Engine:
             result = self._quantize(name, layers)
             self.progress.block(result)
             yield result
+            del result  # not to be there while the next one is made
             if not self.keep:
                 self.model.release(name)
+            give_back_freed_memory()
 
     def round(self, sets: Sequence[Sequence[LayerSpec]]) -> Iterator[BlockResult]:
         """Sets of layers, rounded by themselves."""
         for result in round_sets(self.model, sets, self.options, self.device, workers=self.workers, keep=self.keep):
             self.progress.block(result)
             yield result
+            del result
         if not self.keep:
             for block in self.plan.blocks:
                 self.model.release(block)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer, SharedInput
+from auto_round.data_type.codes import Codes
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
 from auto_round.data_type.untouched import check_untouched, writes_into
 from auto_round.plan import LayerSpec
@@ -64,6 +65,7 @@ class TunableLinear(nn.Module):
         self._accepted = self.data_type.offers
         self.fixed = self._fixed_offers() if fixed is None else dict(fixed)
         self._source: Callable[[], torch.Tensor] | None = None
+        self._kept: Codes | torch.Tensor | None = None
 
     def _fixed_offers(self) -> dict[str, Any]:
         scheme = self.layer.scheme
@@ -156,8 +158,12 @@ class TunableLinear(nn.Module):
             if bounds is not None:
                 parameter.clamp_(*bounds)
 
-    def quantized_weight(self) -> torch.Tensor:
-        """The weight as it would be loaded, [out_features, in_features], differentiable in what is learnt."""
+    def quantized_weight(self, learnt: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The weight as it would be loaded, [out_features, in_features], differentiable in what is learnt.
+
+        Args:
+            learnt: where it is not this layer that learns.
+        """
         scheme = self.layer.scheme
         identity: dict[str, Any] = {
             "bits": scheme.bits,
@@ -167,7 +173,7 @@ class TunableLinear(nn.Module):
             "data_type": self.data_type.name,
         }
         named = {name: value for name, value in identity.items() if name in self._accepted and value is not None}
-        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **{**self.fixed, **self.learnt})
+        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **{**self.fixed, **(learnt or self.learnt)})
         return qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -183,14 +189,40 @@ class TunableLinear(nn.Module):
         return F.linear(x, weight, self.bias)
 
     @torch.no_grad()
+    def keep(self, learnt: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Settle for what is learnt now, whatever is learnt later: its codes are all that is kept of it.
+
+        Args:
+            learnt: where it is not this layer that learns.
+        """
+        learnt = dict(self.learnt) if learnt is None else learnt
+        changing = {parameter.untyped_storage().data_ptr() for parameter in learnt.values()}
+
+        def settled(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.clone() if tensor.untyped_storage().data_ptr() in changing else tensor
+
+        stored = self._stored(learnt)
+        if isinstance(stored, torch.Tensor):
+            self._kept = settled(stored)
+        else:
+            self._kept = dataclasses.replace(stored, tensors={n: settled(t) for n, t in stored.tensors.items()})
+
+    def _stored(self, learnt: Mapping[str, torch.Tensor]) -> Codes | torch.Tensor:
+        """Codes, or the weight itself of a data type that has none."""
+        if not self.data_type.encodes:
+            return self.quantized_weight(learnt).to(self.weight.dtype)
+        offers = {**self.fixed, **{name: parameter.detach() for name, parameter in learnt.items()}}
+        return self.data_type.encode(self.weight, self.layer.scheme, **offers)
+
+    @torch.no_grad()
     def finish(self) -> LayerResult:
-        """The layer's final codes and the weight they decode to."""
+        """The layer's final codes, those that were kept if any were, and the weight they decode to."""
         frozen = self._frozen
-        if self.data_type.encodes:
-            offers = {**self.fixed, **{name: p.detach() for name, p in self.learnt.items()}}
-            codes = self.data_type.encode(self.weight, self.layer.scheme, **offers)
-            weight = self.data_type.decode(codes)
-            stored = {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
-            codes = dataclasses.replace(codes, tensors={**codes.tensors, **stored})
-            return LayerResult(self.layer, codes, weight, frozen)
-        return LayerResult(self.layer, None, self.quantized_weight().to(self.weight.dtype), frozen)
+        stored = self._stored(dict(self.learnt)) if self._kept is None else self._kept
+        if isinstance(stored, torch.Tensor):
+            return LayerResult(self.layer, None, stored, frozen)
+        weight = self.data_type.decode(stored)
+        inputs = {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
+        return LayerResult(
+            self.layer, dataclasses.replace(stored, tensors={**stored.tensors, **inputs}), weight, frozen
+        )

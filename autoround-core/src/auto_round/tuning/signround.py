@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from auto_round.run.allocator import freed_memory_kept, give_back_freed_memory
 from auto_round.run.ranks import Ranks
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
@@ -88,7 +89,7 @@ def tune_block(
     device: torch.device,
     on_step: Callable[[], None] = lambda: None,
 ) -> TuningOutcome:
-    """Learn the rounding of the layers of one block; they are left with the best parameters found.
+    """Learn the rounding of the layers of one block; they keep what the best parameters found give.
 
     Args:
         layers: the block's layers, which `samples.run` computes with.
@@ -100,7 +101,7 @@ def tune_block(
         layer.make_learnable(options.enable_minmax_tuning)
     of_layers = [_slots_of(layer, options) for layer in layers]
     slots = [slot for of_layer in of_layers for slot in of_layer]
-    keeper = _Keeper(slots, samples, batch_size, device)
+    keeper = _Keeper(layers, samples, batch_size, device)
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
@@ -111,25 +112,28 @@ def tune_block(
     looks = _looks(options.iters)
     batches = _batches(len(samples.inputs), batch_size, generator)
     at_once = options.gradient_accumulate_steps == 1 and samples.ranks.size == 1
-    for step in range(options.iters):
-        factor = 1.0 - step / options.iters
-        with _stepping(of_layers, factor) if at_once else nullcontext():
-            for _ in range(options.gradient_accumulate_steps):
-                (_loss(samples, next(batches), own, device) * LOSS_SCALE).backward()
-        if samples.ranks.size > 1:
-            for parameter in (slot.parameter for slot in slots):
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                samples.ranks.add_up(parameter.grad)
-        _sign_step(slots, factor)
-        for layer in layers:
-            layer.clamp_learnt()
-        on_step()
-        if step + 1 in looks:
-            keeper.look(step + 1)
+    with freed_memory_kept():
+        for step in range(options.iters):
+            factor = 1.0 - step / options.iters
+            with _stepping(of_layers, factor) if at_once else nullcontext():
+                for _ in range(options.gradient_accumulate_steps):
+                    (_loss(samples, next(batches), own, device) * LOSS_SCALE).backward()
+            if samples.ranks.size > 1:
+                for parameter in (slot.parameter for slot in slots):
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    samples.ranks.add_up(parameter.grad)
+            _sign_step(slots, factor)
+            for layer in layers:
+                layer.clamp_learnt()
+            on_step()
+            if step + 1 in looks:
+                give_back_freed_memory()
+                keeper.look(step + 1)
+                give_back_freed_memory()
     for layer in alone:
         layer.own_errors = None
-    return keeper.restore()
+    return keeper.settle(slots)
 
 
 def _loss(samples: Samples, batch: torch.Tensor, own: OwnErrors | None, device: torch.device) -> torch.Tensor:
@@ -208,14 +212,16 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torc
 
 
 class _Keeper:
-    """Remembers the parameters with the least loss on a fixed slice of the samples; the first need no room.
+    """Has the layers keep what they have where the loss on a fixed slice of the samples is least.
 
     Attributes:
         first: the loss before any step.
     """
 
-    def __init__(self, slots: Sequence[_Slot], samples: Samples, batch_size: int, device: torch.device) -> None:
-        self._slots = slots
+    def __init__(
+        self, layers: Sequence[TunableLinear], samples: Samples, batch_size: int, device: torch.device
+    ) -> None:
+        self._layers = layers
         self._samples = samples
         self._device = device
         count = len(samples.inputs)
@@ -223,7 +229,6 @@ class _Keeper:
         # Spread over all samples, in whole batches, because the block was recorded for that batch size.
         spread = torch.linspace(0, count - 1, wanted).round().long()
         self._slice = spread.split(batch_size)
-        self._kept: list[torch.Tensor] = []
         self.first = self._least = float("inf")
         self._step = 0
 
@@ -235,15 +240,13 @@ class _Keeper:
             self.first = self._least = loss
         elif loss < self._least:
             self._least, self._step = loss, step
-            self._kept = self._kept or [torch.empty_like(slot.parameter) for slot in self._slots]
-            for kept, slot in zip(self._kept, self._slots, strict=True):
-                kept.copy_(slot.parameter)
+            for layer in self._layers:
+                layer.keep()
 
     @torch.no_grad()
-    def restore(self) -> TuningOutcome:
-        for number, slot in enumerate(self._slots):
-            if self._step:
-                slot.parameter.copy_(self._kept[number])
-            else:
+    def settle(self, slots: Sequence[_Slot]) -> TuningOutcome:
+        """Where no step was better than none the layers are as they were before the first."""
+        if not self._step:
+            for slot in slots:
                 slot.parameter.fill_(slot.neutral)
         return TuningOutcome(self.first, self._least, self._step)

@@ -66,6 +66,13 @@ class LayerStack(TunableLinear):
         for number, layer in enumerate(self._layers):
             layer.stand_alone(self._of_one(learnt, number))
 
+    @torch.no_grad()
+    def keep(self, learnt: Mapping[str, torch.Tensor] | None = None) -> None:
+        assert learnt is None
+        learnt = dict(self.learnt)
+        for number, layer in enumerate(self._layers):
+            layer.keep(self._of_one(learnt, number))
+
     def _part(self, number: int) -> torch.Tensor:
         if self._parts is None:
             self._parts = self.quantized_weight().to(self.compute_dtype).split(self._rows)
