@@ -108,6 +108,20 @@ def test_released_weights_are_gone(stored):
     assert_same(opened.model, loaded(stored("qwen3_moe")))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_lies_outside_the_blocks_can_go_and_come_back(stored, architecture):
+    directory = stored(architecture)
+    opened, theirs = open_model(directory), loaded(directory)
+    opened.load()
+    opened.release(OUTSIDE)
+    blocks = tuple(f"{block}." for block in opened.structure.blocks)
+    there = {n for n, p in opened.model.named_parameters(remove_duplicate=False) if not p.is_meta}
+    assert there == {n for n, _ in opened.model.named_parameters(remove_duplicate=False) if n.startswith(blocks)}
+    opened.bring(OUTSIDE)
+    assert_same(opened.model, theirs)
+    assert_same_answers(opened.model, theirs)
+
+
 def test_what_is_worked_on_is_not_read_anew(stored):
     opened = open_model(stored("llama"))
     opened.bring("model.layers.1")
