@@ -15,6 +15,7 @@ from torch import nn
 
 from auto_round.errors import ModelError
 from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
+from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
@@ -174,8 +175,7 @@ class OpenModel:
     def _read_linears(self, weights: Sequence[str]) -> Iterator[tuple[str, Any]]:
         headers = {weight: self.headers[weight] for weight in weights}
         for name, tensor in self.reader.read_all(headers, self.stored, self.dtype):
-            if not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
+            if bad := not_finite(tensor):
                 raise ModelError(f"{self.directory}: weight {name} has {bad} values that are NaN or infinite.")
             yield name, _linear(tensor.to(self._load_dtype()))
 
@@ -216,8 +216,7 @@ class OpenModel:
             ModelError: naming the first such tensor.
         """
         for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
+            if bad := not_finite(tensor):
                 raise ModelError(f"weight {name} of {self.name} has {bad} values that are NaN or infinite.")
 
     def untie(self, layers: Iterable[str]) -> None:

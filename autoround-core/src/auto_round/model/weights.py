@@ -20,6 +20,7 @@ from torch import nn
 
 from auto_round.errors import ModelError
 from auto_round.model.experts import split_experts
+from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, StoredFiles, WeightReader
 
 if TYPE_CHECKING:
@@ -203,8 +204,7 @@ class PartLoader:
             raise ModelError(f"the stored shape of {mismatched[0]} is not the one the model's config describes.")
         _check_missing(self.model, (name for name, parameter in self._own_parameters(part) if parameter.is_meta))
         for name, parameter in self._own_parameters(part):
-            if parameter.is_floating_point() and not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
-                bad = int((~torch.isfinite(parameter)).sum())
+            if not parameter.is_meta and (bad := not_finite(parameter)):
                 raise ModelError(f"weight {name} has {bad} values that are NaN or infinite.")
 
     def _own_parameters(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -152,6 +152,7 @@ class Engine:
             self.progress.block(result)
             yield result
             del result
+            give_back_freed_memory()
         if not self.keep:
             for block in self.plan.blocks:
                 self.model.release(block)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["finish", "install", "mates_of", "observer_of", "prepare", "relative_error", "wants_importance"]
 
+PIECE = 1 << 18
+"""Weights compared at a time: float32 copies of them stay in a CPU's caches."""
+
 
 def wants_importance(layer: LayerSpec, options: TuningOptions) -> bool:
     """Whether the importance of a layer's inputs must be observed."""
@@ -83,10 +86,14 @@ def relative_error(weight: torch.Tensor, rounded: torch.Tensor, importance: torc
         weight, rounded: [out_features, in_features].
         importance: float32 [in_features].
     """
-    h = torch.ones((), device=weight.device) if importance is None else importance
-    whole = (weight.float().square() * h).sum()
-    wrong = ((rounded.float() - weight.float()).square() * h).sum()
-    return float(wrong / whole) if whole > 0 else 0.0
+    h = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance
+    whole = wrong = 0.0
+    rows = max(1, PIECE // weight.shape[1])
+    for before, after in zip(weight.split(rows), rounded.split(rows), strict=True):
+        exact = before.float()
+        wrong += ((after.float() - exact).square_() @ h).double().sum().item()
+        whole += (exact.square() @ h).double().sum().item()
+    return wrong / whole if whole > 0 else 0.0
 
 
 def install(linear: Any, result: LayerResult) -> None:
