@@ -20,6 +20,7 @@ import torch
 
 from auto_round_nvfp.blocks import BlockScale, Factor, Grouping, Scales, Settings, chunks, factor, scaled
 from auto_round_nvfp.minifloat import LARGEST_E2M1, round_e2m1_
+from auto_round_nvfp.plain import Straight, round_blocks
 
 __all__ = ["offset", "quantize_dequantize"]
 
@@ -35,7 +36,15 @@ def quantize_dequantize(
     grouping = Grouping(tensor, settings.group_size)
     scales = block_scale.scales(grouping.groups, max_scale, settings)
     learnt = (tensor, v, max_scale)
-    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
+    learns = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt)
+    if (
+        not isinstance(v, torch.Tensor)
+        and not v
+        and not (isinstance(max_scale, torch.Tensor) and max_scale.requires_grad)
+    ):
+        straight: torch.Tensor = Straight.apply(tensor, grouping, scales) if learns else round_blocks(grouping, scales)
+        return straight, scales
+    if learns:
         rounded: torch.Tensor = _Fused.apply(*learnt, grouping, scales)
     else:
         rounded, _ = _forward(grouping, scales, v, keep=False)
