@@ -203,7 +203,9 @@ def largest_magnitudes(groups: torch.Tensor, settings: Settings) -> torch.Tensor
     return largest.view(torch.float32)
 
 
-def scaled(groups: torch.Tensor, divisor: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:
-    """`W / d + v`, float32, shaped like `groups`."""
-    x = torch.div(groups, divisor)
+def scaled(
+    groups: torch.Tensor, divisor: torch.Tensor, v: torch.Tensor | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`W / d + v`, float32, shaped like `groups`; in `out` if there is one."""
+    x = torch.div(groups, divisor, out=out)
     return x if v is None else x.add_(v)

@@ -65,11 +65,15 @@ def _forward(
     shift = offset(v, groups)
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     kept = torch.empty(groups.shape, dtype=torch.int8, device=groups.device) if keep else None
+    room: torch.Tensor | None = None
     for rows in chunks(groups):
-        x = scaled(groups[rows], divisor[rows], None if shift is None else shift[rows])
-        elements = x.clamp(-LARGEST_E2M1, LARGEST_E2M1)
+        if room is None:  # made once: fresh memory would cost more than what is done in it
+            room = torch.empty(3, rows.stop, groups.shape[1], device=groups.device)
+        x, elements, scratch = room[:, : rows.stop - rows.start]
+        scaled(groups[rows], divisor[rows], None if shift is None else shift[rows], out=x)
+        torch.clamp(x, -LARGEST_E2M1, LARGEST_E2M1, out=elements)
         beyond = None if kept is None else x.sub_(elements).sign_()
-        round_e2m1_(elements)
+        round_e2m1_(elements, scratch)
         if kept is not None and beyond is not None:
             kept[rows] = beyond.add_(elements, alpha=2.0)
         out[rows] = elements.mul_(step[rows])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from auto_round.data_type.straight import straight_through
-from auto_round_nvfp.blocks import Grouping, Scales
+from auto_round_nvfp.blocks import Grouping, Scales, scaled
 from auto_round_nvfp.minifloat import LARGEST_E2M1, round_e2m1_
 
 __all__ = ["Straight", "round_blocks"]
@@ -33,7 +33,7 @@ def round_blocks(grouping: Grouping, scales: Scales) -> torch.Tensor:
     cuts_off = _cuts_off(scales)
     for part, done, by, back in zip(*(t.split(step) for t in (groups, out, divisor, scales.step)), strict=True):
         x, scratch = room[:, : len(part)]
-        torch.div(part, by, out=x)
+        scaled(part, by, None, out=x)
         if cuts_off:
             x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)
         done.copy_(round_e2m1_(x, scratch).mul_(back))
