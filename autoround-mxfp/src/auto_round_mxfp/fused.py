@@ -26,7 +26,7 @@ from auto_round.data_type.straight import straight_through
 from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
 from auto_round_mxfp.elements import Element
 from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, wide_exponents
-from auto_round_mxfp.in_place import round_in_place, shared
+from auto_round_mxfp.in_place import round_in_place
 
 __all__ = ["quantize_dequantize"]
 
@@ -49,11 +49,9 @@ def _forward(
     grouping: Grouping, v: torch.Tensor | float, max_scale: Factor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     groups = grouping.groups
-    if groups.device.type == "cpu":
-        exponents, largest = shared(groups, max_scale, settings)
-        rounded = round_in_place(groups, v, exponents, largest, settings)
-        if rounded is not None:
-            return grouping.revert(rounded), exponents, largest
+    found = round_in_place(groups, v, max_scale, settings)
+    if found is not None:
+        return grouping.revert(found[0]), found[1], found[2]
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     exponents = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
     largest = torch.empty(len(groups), dtype=torch.float32, device=groups.device)

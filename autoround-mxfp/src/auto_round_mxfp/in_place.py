@@ -13,9 +13,6 @@ zero that a float32 could run out are left to `rounded_blocks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import repeat
-
 import torch
 
 from auto_round_mxfp.blocks import Factor, Settings, known_largest
@@ -23,7 +20,10 @@ from auto_round_mxfp.elements import SCALE_BIAS
 from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, shared_exponents, wide_exponents
 from auto_round_mxfp.rounding import EXPONENT_FIELD, FRACTION_BITS
 
-__all__ = ["largest_magnitudes", "round_in_place", "shared"]
+__all__ = ["round_in_place"]
+
+MAGNITUDE = 0x7FFFFFFF
+"""All bits of a float32 but its sign."""
 
 LEAST, MOST = -90, 80
 """Shared exponents with which no number that rounding makes is subnormal or infinite."""
@@ -32,82 +32,71 @@ CHUNK = 1 << 19
 """Elements worked on at a time: what is made of them stays in a shared cache, and calls are few."""
 
 
-def shared(groups: torch.Tensor, max_scale: Factor, settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """The exponent of each block, int32 in [-127, 127], and its largest magnitude before any factor, float32: [groups].
-
-    As `rounded_blocks` finds them.
-    """
-    largest = known_largest(settings, len(groups))
-    largest = largest_magnitudes(groups) if largest is None else largest
-    factor = max_scale.detach().float().reshape(-1) if isinstance(max_scale, torch.Tensor) else max_scale
-    scaled = largest if isinstance(factor, float) and factor == 1.0 else largest * factor
-    if settings.init_scale is None:
-        return shared_exponents(scaled, settings.element, settings.rule), largest
-    moved = wide_exponents(scaled, settings.element, settings.rule)
-    moved -= wide_exponents(largest, settings.element, settings.rule)
-    return moved.add_(exponent_of(settings.init_scale.detach()).reshape(-1)).clamp_(-LIMIT, LIMIT), largest
-
-
-def largest_magnitudes(groups: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude of each block, float32 [groups].
-
-    As integers the bits of magnitudes are in the same order, and a CPU finds the largest several times faster.
-    """
-    largest = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
-    step = max(1, CHUNK // max(groups.shape[1], 1)) if groups.device.type == "cpu" else max(len(groups), 1)
-    narrow = wide = torch.empty(0)
-    for part, found in zip(groups.split(step), largest.split(step), strict=True):
-        if len(narrow) != len(part):
-            narrow, wide = torch.empty_like(part), torch.empty_like(part, dtype=torch.float32)
-        torch.amax(wide.copy_(torch.abs(part, out=narrow)).view(torch.int32), -1, out=found)
-    return largest.view(torch.float32)
-
-
 def round_in_place(
-    groups: torch.Tensor, v: torch.Tensor | float, exponents: torch.Tensor, largest: torch.Tensor, settings: Settings
-) -> torch.Tensor | None:
-    """The rounded blocks, in the dtype of the groups, or None where this way of rounding cannot be had.
+    groups: torch.Tensor, v: torch.Tensor | float, max_scale: Factor, settings: Settings
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Round blocks, or None where this way of rounding cannot be had.
 
     Args:
-        groups: [groups, group size], on a CPU.
+        groups: [groups, group size].
         v: the learnt offset, float32, shaped like the groups, or one number.
-        exponents, largest: of each block, [groups].
+        max_scale: the learnt factor.
+
+    Returns:
+        the rounded blocks, in the dtype of the groups; their exponents, int32 in [-127, 127]; and their largest
+        magnitudes before any factor, float32: [groups].
     """
     if groups.device.type != "cpu" or not groups.numel() or (not isinstance(v, torch.Tensor) and v):
         return None
+    element, count = settings.element, max(1, CHUNK // groups.shape[1])
     shift = v.detach().reshape(groups.shape) if isinstance(v, torch.Tensor) else None
-    if shift is None and not _in_range(exponents):
-        exponents = torch.where(largest == 0, 0, exponents)  # whatever its exponent is, a block of zeros stays zeros
-    if not _in_range(exponents) or not bool(largest.amax().isfinite()):
-        return None
-    element = settings.element
-    scale = power_of_two(exponents).unsqueeze(-1)
-    high = scale * element.max
-    low = -high
+    learnt = max_scale.detach().float().reshape(-1) if isinstance(max_scale, torch.Tensor) else max_scale
+    known = known_largest(settings, len(groups))
+    start = None if settings.init_scale is None else exponent_of(settings.init_scale.detach()).reshape(-1)
+    out = torch.empty_like(groups)
+    exponents = torch.empty(len(groups), dtype=torch.int32)
+    largest = torch.empty(len(groups)) if known is None else known
     # Adding so large a power of two and subtracting it again rounds, see `rounding`; it is 2^p, times this factor.
     factor = 1.5 * 2.0 ** (FRACTION_BITS - element.mantissa_bits)
-    least = (exponents + (element.smallest_exponent + SCALE_BIAS) << FRACTION_BITS).unsqueeze(-1)
-    out = torch.empty_like(groups)
-    step = max(1, CHUNK // groups.shape[1])
-    room = torch.empty(2, min(step, len(groups)), groups.shape[1])
-    shifts: Iterable[torch.Tensor | None] = repeat(None) if shift is None else shift.split(step)
-    of_rows = (tensor.split(step) for tensor in (groups, out, scale, low, high, least))
-    for part, done, unit, bottom, top, floor, moved in zip(*of_rows, shifts, strict=False):
-        x, power = room[:, : len(part)]
-        x.copy_(part)
-        if moved is not None:
-            x.addcmul_(moved, unit)
-        torch.minimum(x, top, out=x)
-        torch.maximum(x, bottom, out=x)
-        if element.whole:
-            power = floor.view(torch.float32)
+    room = torch.empty(2, min(count, len(groups)), groups.shape[1])
+    # What is made for a chunk is small: memory fresh from the system costs more than what is done in it.
+    for first in range(0, len(groups), count):
+        rows = slice(first, min(first + count, len(groups)))
+        x, power = room[:, : rows.stop - first]
+        bits = power.view(torch.int32)
+        x.copy_(groups[rows])
+        if known is None:
+            # As integers magnitudes are in the same order, and a CPU finds the largest several times faster.
+            torch.bitwise_and(x.view(torch.int32), MAGNITUDE, out=bits)
+            torch.amax(bits, -1, out=largest[rows].view(torch.int32))
+        most = largest[rows]
+        by = learnt[rows] if isinstance(learnt, torch.Tensor) and learnt.numel() > 1 else learnt
+        scaled = most if isinstance(by, float) and by == 1.0 else most * by
+        shared = exponents[rows]
+        if start is None:
+            shared.copy_(shared_exponents(scaled, element, settings.rule))
         else:
-            bits = power.view(torch.int32)
+            moved = wide_exponents(scaled, element, settings.rule)
+            moved -= wide_exponents(most, element, settings.rule)
+            shared.copy_(moved.add_(start[rows]).clamp_(-LIMIT, LIMIT))
+        if shift is None and not _in_range(shared):
+            shared = torch.where(most == 0, 0, shared)  # whatever its exponent is, a block of zeros stays zeros
+        if not _in_range(shared) or not bool(most.amax().isfinite()):
+            return None
+        scale = power_of_two(shared).unsqueeze(-1)
+        high, least = scale * element.max, (shared + (element.smallest_exponent + SCALE_BIAS) << FRACTION_BITS)
+        if shift is not None:
+            x.addcmul_(shift[rows], scale)
+        torch.minimum(x, high, out=x)
+        torch.maximum(x, high.neg_(), out=x)
+        if element.whole:
+            power = least.unsqueeze(-1).view(torch.float32)
+        else:
             torch.bitwise_and(x.view(torch.int32), EXPONENT_FIELD, out=bits)
-            torch.maximum(bits, floor, out=bits)
+            torch.maximum(bits, least.unsqueeze(-1), out=bits)
         x.add_(power, alpha=factor)
-        done.copy_(x.sub_(power, alpha=factor))
-    return out
+        out[rows] = x.sub_(power, alpha=factor)
+    return out, exponents, largest
 
 
 def _in_range(exponents: torch.Tensor) -> bool:
