@@ -34,16 +34,14 @@ def quantize_dequantize(
 ) -> tuple[torch.Tensor, Scales]:
     """Round a tensor: the rounded tensor, shaped and typed as it was, and its scales."""
     grouping = Grouping(tensor, settings.group_size)
-    scales = block_scale.scales(grouping.groups, max_scale, settings)
     learnt = (tensor, v, max_scale)
     learns = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt)
-    if (
-        not isinstance(v, torch.Tensor)
-        and not v
-        and not (isinstance(max_scale, torch.Tensor) and max_scale.requires_grad)
-    ):
-        straight: torch.Tensor = Straight.apply(tensor, grouping, scales) if learns else round_blocks(grouping, scales)
-        return straight, scales
+    constant = not (learns and isinstance(max_scale, torch.Tensor) and max_scale.requires_grad)
+    if constant and not isinstance(v, torch.Tensor) and not v:
+        with torch.no_grad():
+            plain, scales = round_blocks(block_scale, grouping, max_scale, settings)
+        return Straight.apply(tensor, grouping, plain, scales) if learns else plain, scales
+    scales = block_scale.scales(grouping.groups, max_scale, settings)
     if learns:
         rounded: torch.Tensor = _Fused.apply(*learnt, grouping, scales)
     else:
