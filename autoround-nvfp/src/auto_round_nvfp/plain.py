@@ -43,7 +43,9 @@ def round_blocks(
     groups, start, tensor = grouping.groups, settings.init_scale, settings.global_scale
     whole = block_scale.two_levels and tensor is None
     given = start is not None or settings.tensor_max is not None  # or made of what the blocks hold themselves
-    largest = largest_magnitudes(groups, settings) if start is None or whole else None
+    # One range or scale may serve all blocks.
+    largest = largest_magnitudes(groups, settings).expand(len(groups)) if start is None or whole else None
+    start = None if start is None else start.reshape(-1).expand(len(groups))
     if whole and largest is not None:
         tensor = global_scale_of(largest.amax(), block_scale.format)
     step = max(1, CHUNK // max(groups.shape[1], 1)) if groups.device.type == "cpu" else max(len(groups), 1)
@@ -56,7 +58,7 @@ def round_blocks(
         told = Settings(
             settings.group_size,
             tensor_max=None if largest is None else largest[rows],
-            init_scale=None if start is None else start.reshape(-1)[rows],
+            init_scale=None if start is None else start[rows],
             global_scale=tensor,
         )
         by = learnt[rows] if isinstance(learnt, torch.Tensor) and learnt.numel() > 1 else learnt
@@ -67,9 +69,8 @@ def round_blocks(
             x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)
         out[rows] = round_e2m1_(x, scratch).mul_(scales.step)
         block[rows] = scales.block
-    return grouping.revert(out), block_scale.steps(
-        block, None if tensor is None else tensor.detach().float().reshape(())
-    )
+    tensor = None if tensor is None else tensor.detach().float().reshape(())
+    return grouping.revert(out), block_scale.steps(block, tensor)
 
 
 def _cuts_off(step: torch.Tensor, largest: torch.Tensor) -> bool:
