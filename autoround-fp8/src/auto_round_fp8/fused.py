@@ -114,9 +114,7 @@ class _Straight(torch.autograd.Function):
     """Nothing is learnt but what the tensor itself came from; scales of groups along rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, tensor: torch.Tensor, tiles: Tiles, scale: torch.Tensor, settings: Settings
-    ) -> torch.Tensor:
+    def forward(ctx: Any, tensor: torch.Tensor, tiles: Tiles, scale: torch.Tensor, settings: Settings) -> torch.Tensor:
         ctx.context = tiles, settings
         ctx.save_for_backward(tensor, scale)
         return _forward(tensor, 0.0, tiles, scale, settings)
