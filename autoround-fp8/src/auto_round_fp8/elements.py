@@ -18,9 +18,6 @@ __all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "round_to_grid_", "steps_at", 
 EXPONENT = 0x7F800000
 """The exponent bits of a float32."""
 
-ONE_AND_A_HALF = 0x00400000
-"""The mantissa bits of 1.5, which keeps a sum in the binade of its larger term whatever the sign of the other."""
-
 MANTISSA = 23
 
 
@@ -57,7 +54,8 @@ def round_to_grid_(x: torch.Tensor, element: Element, scratch: torch.Tensor | No
     """Round to the nearest number of the format, half to even, beyond the largest to the largest; -0 becomes 0.
 
     With `e` the exponent of x, at least the least one, adding and subtracting `1.5 * 2^(e + 23 - mantissa)` leaves x
-    rounded to a multiple of `2^(e - mantissa)`, by the rounding of float32 addition itself.
+    rounded to a multiple of `2^(e - mantissa)`, by the rounding of float32 addition itself; one and a half times keeps
+    the sum in the binade of its larger term whatever the sign of the other.
 
     Args:
         x: float32, changed in place; not NaN.
@@ -68,9 +66,8 @@ def round_to_grid_(x: torch.Tensor, element: Element, scratch: torch.Tensor | No
     """
     x.clamp_(-element.largest, element.largest)
     anchor = _binade(x, element, scratch)
-    bits = anchor.view(torch.int32)
-    bits.add_(((MANTISSA - element.mantissa) << MANTISSA) + ONE_AND_A_HALF)
-    return x.add_(anchor).sub_(anchor)
+    factor = 1.5 * 2.0 ** (MANTISSA - element.mantissa)
+    return x.add_(anchor, alpha=factor).sub_(anchor, alpha=factor)
 
 
 def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = None) -> torch.Tensor:

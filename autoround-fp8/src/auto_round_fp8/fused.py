@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from auto_round.data_type.straight import straight_through
 from auto_round_fp8.elements import Element, round_to_grid_, steps_at
 from auto_round_fp8.scales import Factor, Settings, learnt_factor, scale_gradient, scales_of
 from auto_round_fp8.tiles import Tiles, part
@@ -47,7 +48,12 @@ def quantize_dequantize(
     scale, amax = scales_of(tensor, tiles, learnt_factor(max_scale), settings)
     learnt = (tensor, v, max_scale)
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
-        rounded: torch.Tensor = _Fused.apply(*learnt, tiles, scale, amax, settings)
+        nothing = not isinstance(v, torch.Tensor) and not v
+        nothing = nothing and not (isinstance(max_scale, torch.Tensor) and max_scale.requires_grad)
+        if nothing and not isinstance(settings.group_size, tuple):
+            rounded: torch.Tensor = _Straight.apply(tensor, tiles, scale, settings)
+        else:
+            rounded = _Fused.apply(*learnt, tiles, scale, amax, settings)
     else:
         rounded = _forward(tensor, v, tiles, scale, settings)
     return rounded, scale if len(tiles.counts) == 2 else scale.reshape(-1, 1)
@@ -102,6 +108,24 @@ def _forward(
         step = part(spread, rows)
         out[rows] = _on_grid(groups[rows], step, None if shift is None else shift[rows], settings).mul_(step)
     return tiles.crop(out)
+
+
+class _Straight(torch.autograd.Function):
+    """Nothing is learnt but what the tensor itself came from; scales of groups along rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, tiles: Tiles, scale: torch.Tensor, settings: Settings) -> torch.Tensor:
+        ctx.context = tiles, settings
+        ctx.save_for_backward(tensor, scale)
+        return _forward(tensor, 0.0, tiles, scale, settings)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tiles, settings = ctx.context
+        tensor, scale = ctx.saved_tensors
+        groups, outer = tiles.view(tensor), tiles.view(gradients[0])
+        high = (tiles.spread(scale) * settings.element.largest).expand(len(groups), 1)
+        return tiles.crop(straight_through(outer, groups, high)), None, None, None
 
 
 class _Fused(torch.autograd.Function):

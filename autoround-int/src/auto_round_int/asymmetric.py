@@ -31,15 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["AsymmetricGrid", "IntAsym"]
 
-ENDS = 12
+ENDS = 5
 """Positions tried for each end of a range."""
 
 LEAST = {2: 0.15, 3: 0.2, 4: 0.25, 5: 0.4, 6: 0.75, 7: 0.85, 8: 0.9}
 """The least part of an end that is tried, by bits: the finer the grid, the less it pays to cut off."""
 
-
-AROUND = 10
-"""Scales tried on either side of the best, for which the positions of the ends are too coarse at five bits and more."""
+WIDE, CLOSE = (5, 2.0), (2, 0.5)
+"""Scales tried then on either side of what is best, and how far apart, as a multiple of 1 / (2^b + 16)."""
 
 
 class AsymmetricGrid(Grid):
@@ -95,11 +94,12 @@ def candidates(trial: Trial, bits: int) -> Iterator[Found]:
         yield Found(scale, (-bottom / scale).round_().clamp_(0, steps))
 
 
-def around(best: Found, bits: int) -> Iterator[Found]:
-    """Grids close to the best of the candidates, itself among them, with its zero point."""
-    step = 1.0 / ((1 << bits) + 16)
-    for i in range(-AROUND, AROUND + 1):
-        yield Found(best.scale * (1.0 + step * i), best.zero_point)
+def around(best: Found, bits: int, steps: tuple[int, float], moves: tuple[int, ...] = (0,)) -> Iterator[Found]:
+    """Grids close to what is best so far: scales on either side, with its zero point and with that moved by so much."""
+    count, width = steps[0], steps[1] / ((1 << bits) + 16)
+    for move, i in itertools.product(moves, range(-count, count + 1)):
+        zero_point = None if best.zero_point is None else (best.zero_point + move).clamp_(0, (1 << bits) - 1)
+        yield Found(best.scale * (1.0 + width * i), zero_point)
 
 
 class IntAsym(IntegerDataType):
@@ -157,8 +157,10 @@ class IntAsym(IntegerDataType):
         for rows in row_chunks(weight, scheme.group_size):
             trial = Trial(weight[rows], imatrix, self.grid, settings)
             plain = self.grid.scales(trial.groups, 1.0, 1.0, settings)
-            _, coarse = trial.best(candidates(trial, scheme.bits))
-            starts = trial.best(around(coarse, scheme.bits))
+            coarse, refit = trial.best(candidates(trial, scheme.bits))
+            # Positions of the ends are far apart; scales and zero points close by make up for it.
+            wide, refit = trial.best((coarse, *around(refit, scheme.bits, WIDE)))
+            starts = (wide, *trial.best((wide, *around(refit, scheme.bits, CLOSE, (-1, 0, 1)))))
             before = Found(plain.scale.float(), plain.zero_point)
             low, high = range_of(trial.polish(before, starts), before, plain, steps)
             lows.append(low)

@@ -95,8 +95,9 @@ class _Fused(torch.autograd.Function):
         min_scale, max_scale = (given if t is None else t for t, given in zip(saved, ctx.factors, strict=True))
         wants_weight, wants_v, wants_min, wants_max = ctx.needs_input_grad[:4]
         outer = Grouping(gradients[0], settings.group_size)
+        wants = wants_v, wants_weight, wants_min or wants_max
         by_v, by_weight, by_scale, by_zero = _backward(
-            outer.groups, grouping.groups, kept, scales, grid.bounds(settings.bits), wants_v, wants_weight
+            outer.groups, grouping.groups, kept, scales, grid.bounds(settings.bits), wants
         )
         by_min = by_max = None
         if wants_min or wants_max:
@@ -126,15 +127,19 @@ def _backward(
     kept: torch.Tensor,
     scales: Scales,
     bounds: tuple[int, int],
-    wants_v: bool,
-    wants_weight: bool,
+    wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Derivatives by v and weight, [groups, group size], and by scale and zero point, float32 [groups]."""
+    """Derivatives by v and weight, [groups, group size], and by scale and zero point, float32 [groups].
+
+    Args:
+        wants: whether those by v, weight, and scale and zero point are needed; the last are zeros where they are not.
+    """
     low, high = bounds
+    wants_v, wants_weight, wants_scale = wants
     scale, zero_point = scales.scale.float(), scales.zero_point
     by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
     by_weight = torch.empty_like(outer) if wants_weight else None
-    by_scale = torch.empty(groups.shape[0], dtype=torch.float32, device=groups.device)
+    by_scale = torch.zeros(groups.shape[0], dtype=torch.float32, device=groups.device)
     by_zero = torch.zeros_like(by_scale)
     for rows in chunks(groups):
         codes, gradient, step = kept[rows].float(), outer[rows].float(), scale[rows]
@@ -142,14 +147,16 @@ def _backward(
         # The gradient where codes lie on the grid, else zero: hardtanh's own backward is one vectorised pass, while
         # comparing and masking with booleans costs ten times as much on a CPU.
         torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5, grad_input=inner)
-        total = codes.clamp_(low, high).mul_(gradient).sum(-1)
-        total -= codes.copy_(groups[rows]).mul_(inner).sum(-1).div_(step[:, 0])
-        if zero_point is not None:
-            everywhere = gradient.sum(-1)
-            total -= everywhere * zero_point[rows, 0]
-            by_zero[rows] = inner.sum(-1).sub_(everywhere).mul_(step[:, 0])
-        by_scale[rows] = total
+        if wants_scale:
+            total = codes.clamp_(low, high).mul_(gradient).sum(-1)
+            total -= codes.copy_(groups[rows]).mul_(inner).sum(-1).div_(step[:, 0])
+            if zero_point is not None:
+                everywhere = gradient.sum(-1)
+                total -= everywhere * zero_point[rows, 0]
+                by_zero[rows] = inner.sum(-1).sub_(everywhere).mul_(step[:, 0])
+            by_scale[rows] = total
         if by_weight is not None:
             by_weight[rows] = inner
-        inner.mul_(step)
+        if wants_v:
+            inner.mul_(step)
     return by_v, by_weight, by_scale, by_zero

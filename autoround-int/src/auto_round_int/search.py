@@ -97,7 +97,8 @@ class Trial:
         if zero_point is None:
             codes.clamp_(self._low, self._high)
         else:
-            codes.add_(zero_point).clamp_(self._low, self._high).sub_(zero_point)
+            torch.minimum(codes, self._high - zero_point, out=codes)
+            torch.maximum(codes, self._low - zero_point, out=codes)
         if self._root is not None:
             codes.mul_(self._root)
         torch.addcmul(self._target, codes, at.scale, value=-1.0, out=rest)

@@ -17,7 +17,7 @@ from auto_round_mxfp.rounding import round_to_grid
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
 
-__all__ = ["Blocks", "Factor", "Grouping", "Settings", "chunks", "rounded_blocks"]
+__all__ = ["Blocks", "Factor", "Grouping", "Settings", "chunks", "known_largest", "rounded_blocks"]
 
 Factor = torch.Tensor | float
 """A learnt factor: [groups], [groups, 1] or one number."""

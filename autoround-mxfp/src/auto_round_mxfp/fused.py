@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 
+from auto_round.data_type.straight import straight_through
 from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
 from auto_round_mxfp.elements import Element
 from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, wide_exponents
+from auto_round_mxfp.in_place import round_in_place
 
 __all__ = ["quantize_dequantize"]
 
@@ -35,6 +37,9 @@ def quantize_dequantize(
     """Round a tensor to its format: the rounded tensor, shaped and typed as it was, and int32 exponents [groups]."""
     learnt = (tensor, v, max_scale)
     if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
+        if not isinstance(v, torch.Tensor) and not v and not _learns(max_scale):
+            passed: tuple[torch.Tensor, torch.Tensor] = _Straight.apply(tensor, max_scale, settings)
+            return passed
         found: tuple[torch.Tensor, torch.Tensor] = _Fused.apply(*learnt, settings)
         return found
     return _forward(Grouping(tensor, settings.group_size), v, max_scale, settings)[:2]
@@ -44,6 +49,9 @@ def _forward(
     grouping: Grouping, v: torch.Tensor | float, max_scale: Factor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     groups = grouping.groups
+    found = round_in_place(groups, v, max_scale, settings)
+    if found is not None:
+        return grouping.revert(found[0]), found[1], found[2]
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     exponents = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
     largest = torch.empty(len(groups), dtype=torch.float32, device=groups.device)
@@ -51,6 +59,32 @@ def _forward(
         out[blocks.rows] = blocks.elements.mul_(power_of_two(blocks.exponents).unsqueeze(-1))
         exponents[blocks.rows], largest[blocks.rows] = blocks.exponents, blocks.largest
     return grouping.revert(out), exponents, largest
+
+
+def _learns(factor: Factor) -> bool:
+    return isinstance(factor, torch.Tensor) and factor.requires_grad
+
+
+class _Straight(torch.autograd.Function):
+    """Nothing is learnt but what the tensor itself came from."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: torch.Tensor, max_scale: Factor, settings: Settings
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rounded, exponents, _ = _forward(Grouping(tensor, settings.group_size), 0.0, max_scale, settings)
+        ctx.settings = settings
+        ctx.save_for_backward(tensor, exponents)
+        ctx.mark_non_differentiable(exponents)
+        return rounded, exponents
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        settings: Settings = ctx.settings
+        tensor, exponents = ctx.saved_tensors
+        outer, inner = Grouping(gradients[0], settings.group_size), Grouping(tensor, settings.group_size)
+        high = power_of_two(exponents).unsqueeze(-1) * settings.element.max
+        return outer.revert(straight_through(outer.groups, inner.groups, high)), None, None
 
 
 class _Fused(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 
 from auto_round_mxfp.elements import Element, element_values
 
-__all__ = ["codes_of", "round_to_grid", "values_of"]
+__all__ = ["EXPONENT_FIELD", "FRACTION_BITS", "codes_of", "round_to_grid", "values_of"]
 
 EXPONENT_FIELD = 0x7F800000
 HALF = 1 << 22

@@ -20,6 +20,7 @@ import torch
 
 from auto_round_nvfp.blocks import BlockScale, Factor, Grouping, Scales, Settings, chunks, factor, scaled
 from auto_round_nvfp.minifloat import LARGEST_E2M1, round_e2m1_
+from auto_round_nvfp.plain import Straight, round_blocks
 
 __all__ = ["offset", "quantize_dequantize"]
 
@@ -33,9 +34,15 @@ def quantize_dequantize(
 ) -> tuple[torch.Tensor, Scales]:
     """Round a tensor: the rounded tensor, shaped and typed as it was, and its scales."""
     grouping = Grouping(tensor, settings.group_size)
-    scales = block_scale.scales(grouping.groups, max_scale, settings)
     learnt = (tensor, v, max_scale)
-    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
+    learns = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt)
+    constant = not (learns and isinstance(max_scale, torch.Tensor) and max_scale.requires_grad)
+    if constant and not isinstance(v, torch.Tensor) and not v:
+        with torch.no_grad():
+            plain, scales = round_blocks(block_scale, grouping, max_scale, settings)
+        return Straight.apply(tensor, grouping, plain, scales) if learns else plain, scales
+    scales = block_scale.scales(grouping.groups, max_scale, settings)
+    if learns:
         rounded: torch.Tensor = _Fused.apply(*learnt, grouping, scales)
     else:
         rounded, _ = _forward(grouping, scales, v, keep=False)
@@ -56,11 +63,15 @@ def _forward(
     shift = offset(v, groups)
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     kept = torch.empty(groups.shape, dtype=torch.int8, device=groups.device) if keep else None
+    room: torch.Tensor | None = None
     for rows in chunks(groups):
-        x = scaled(groups[rows], divisor[rows], None if shift is None else shift[rows])
-        elements = x.clamp(-LARGEST_E2M1, LARGEST_E2M1)
+        if room is None:  # made once: fresh memory would cost more than what is done in it
+            room = torch.empty(3, rows.stop, groups.shape[1], device=groups.device)
+        x, elements, scratch = room[:, : rows.stop - rows.start]
+        scaled(groups[rows], divisor[rows], None if shift is None else shift[rows], out=x)
+        torch.clamp(x, -LARGEST_E2M1, LARGEST_E2M1, out=elements)
         beyond = None if kept is None else x.sub_(elements).sign_()
-        round_e2m1_(elements)
+        round_e2m1_(elements, scratch)
         if kept is not None and beyond is not None:
             kept[rows] = beyond.add_(elements, alpha=2.0)
         out[rows] = elements.mul_(step[rows])
