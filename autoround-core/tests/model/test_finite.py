@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One value among many that is no number is found, wherever it is."""
 
+import math
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_numbers_are_fine(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_that_is_not_is_found_wherever_it_is(dtype, value):
-    if dtype == torch.float8_e4m3fn and value == value:
+    if dtype == torch.float8_e4m3fn and math.isinf(value):
         pytest.skip("the dtype has no infinity")
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
