@@ -15,22 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from auto_round.calibration import CalibrationTokens, load_calibration
+from auto_round.calibration.for_model import sample_length, tokens_for
 from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
-    CalibrationError,
     ContractError,
-    ModelError,
     OutputError,
     PlanError,
-    SchemeError,
-    UnknownNameError,
     UnknownOptionError,
 )
+from auto_round.export.chosen import folder_of, folders_of, formats_named
 from auto_round.export.output import check_output, staged_output
-from auto_round.export.packed import ContainerFormat
 from auto_round.model.opened import OpenModel, open_model, wrap_model
-from auto_round.names import did_you_mean, normalise
+from auto_round.names import did_you_mean
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
 from auto_round.run.job import Job
@@ -38,6 +34,7 @@ from auto_round.run.memory import MemoryNeed, memory_needed, peak_memory
 from auto_round.run.progress import SilentProgress, default_progress
 from auto_round.run.ranks import joined_ranks
 from auto_round.run.report import RunReport, told_unreached, without_tensors
+from auto_round.run.resources import device_named, workers_wanted
 from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.engine import needs_calibration
 from auto_round.tuning.options import TuningOptions
@@ -49,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoRound", "RunReport"]
 
-DEFAULT_SEQLEN = 2048
 DEFAULT_FORMAT = "auto_round"
 ACTIVATIONS = ("disk", "cpu", "device")
 _LOGGER = logging.getLogger(__name__)
@@ -132,13 +128,13 @@ class AutoRound:
         self.layer_config = layer_config or {}
         self.quant_lm_head, self.static_kv_dtype = quant_lm_head, static_kv_dtype
         self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
-        self.device = _device(device_map)
+        self.device = device_named(device_map)
         self.trust_remote_code = trust_remote_code
         self.low_cpu_mem_usage, self.resume, self.restart = low_cpu_mem_usage, resume, restart
         if activations not in (None, *ACTIVATIONS):
             raise UnknownOptionError(f"activations must be {', '.join(ACTIVATIONS)} or None, not {activations!r}.")
         self.activations = activations
-        self.workers = _workers(workers)
+        self.workers = workers_wanted(workers)
         self.verbose = verbose
         self.report: RunReport | None = None
         self._seqlen = seqlen
@@ -174,7 +170,7 @@ class AutoRound:
         Raises:
             PlanError: everything that stands against it.
         """
-        return self._make_plan(self._formats(format))
+        return self._make_plan(formats_named(self.registry, format))
 
     def memory_needed(self, format: str | Sequence[str] | None = None) -> MemoryNeed:
         """What a run with `low_cpu_mem_usage` will need at its peak; no weight and no text is read for it."""
@@ -182,7 +178,8 @@ class AutoRound:
         config = self._opened().model.config
         return memory_needed(
             plan, self.options, flows=needs_calibration(plan, self.options), samples=self.nsamples,
-            seqlen=self._sample_length(), features=getattr(config, "hidden_size", 0), workers=self.workers,
+            seqlen=sample_length(self._opened(), self._seqlen), features=getattr(config, "hidden_size", 0),
+            workers=self.workers,
             elsewhere=self.activations == "device" and self.device.type != "cpu",
         )  # fmt: skip
 
@@ -213,14 +210,14 @@ class AutoRound:
         """
         if self._plan is None or not self._results:
             raise OutputError("nothing is quantized yet: call quantize() first, or quantize_and_save().")
-        formats = self._formats(format)
+        formats = formats_named(self.registry, format)
         wanted = self._make_plan(formats)
         for layer in wanted.quantized:
             used = self._results[layer.name].layer.scale_dtype or torch.float16
             if layer.scale_dtype not in (None, used):
                 told = f"quantized with scales in {used}, and format {format} stores {layer.scale_dtype}"
                 raise PlanError([f"{layer.name} was {told}: call quantize_and_save with this format instead."])
-        folders = _folders(Path(output_dir), formats)
+        folders = folders_of(Path(output_dir), formats)
         with ExitStack() as stack:
             for output_format, folder in zip(formats, folders, strict=True):
                 check_output(folder, wanted.output_bytes)
@@ -247,9 +244,9 @@ class AutoRound:
             AutoRoundError: of the kind that says what went wrong; no output directory is left then, and of an
                 unfinished one only what the same call can go on from.
         """
-        formats = self._formats(format)
+        formats = formats_named(self.registry, format)
         self._run(formats, Path(output_dir))
-        return self.model, [str(folder) for folder in _folders(Path(output_dir), formats)]
+        return self.model, [str(folder) for folder in folders_of(Path(output_dir), formats)]
 
     # How
 
@@ -263,7 +260,12 @@ class AutoRound:
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
         if output is not None:
             check_output(output, plan.output_bytes)
-        tokens = self._calibration() if needs_calibration(plan, self.options) else None
+        tokens = None
+        if needs_calibration(plan, self.options):
+            tokens = tokens_for(
+                self._opened(), self.dataset, nsamples=self.nsamples, seqlen=self._seqlen, pack=self.pack,
+                joined=self.options.joined,
+            )  # fmt: skip
         self._plan, self._results, self._caches = plan, {}, []
         blocks: dict[str, BlockResult] = {}
         with joined_ranks(self.device) as ranks:
@@ -274,7 +276,7 @@ class AutoRound:
                 self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
                 workers=self.workers, resume=self.resume, restart=self.restart, activations=self.activations,
             )  # fmt: skip
-            by_folder = {_folder(name) if len(formats) > 1 else "": name for name in formats}
+            by_folder = {folder_of(name) if len(formats) > 1 else "": name for name in formats}
             try:
                 for block in job.in_memory() if output is None else job.to_files(output, by_folder):
                     if output is None:
@@ -310,94 +312,8 @@ class AutoRound:
             cache_data_type=self.static_kv_dtype,
         )
 
-    def _formats(self, format: str | Sequence[str] | None) -> list[OutputFormat]:
-        names = [part.strip() for part in format.split(",")] if isinstance(format, str) else list(format or ())
-        if len({normalise(n) for n in names}) != len(names):
-            raise SchemeError(f"format {format!r} names one format twice.")
-        return [self._format(name) for name in names]
-
-    def _format(self, name: str) -> OutputFormat:
-        """A format, or a container with one of its packings insisted on."""
-        try:
-            return self.registry.output_format(name)
-        except UnknownNameError:
-            try:
-                packing = self.registry.packing(name)
-            except UnknownNameError:
-                packing = None
-            if packing is None:
-                raise
-            container = self.registry.output_format(packing.format)
-            if not isinstance(container, ContainerFormat):
-                raise
-            return container.with_packing(packing)
-
-    def _sample_length(self) -> int:
-        longest = getattr(self._opened().model.config, "max_position_embeddings", None)
-        if self._seqlen is not None and longest and self._seqlen > longest:
-            raise CalibrationError(f"seqlen={self._seqlen} is longer than the {longest} positions the model knows.")
-        return self._seqlen or min(DEFAULT_SEQLEN, longest or DEFAULT_SEQLEN)
-
-    def _calibration(self) -> CalibrationTokens:
-        model, seqlen = self._opened(), self._sample_length()
-        tokenizer = None
-        if not isinstance(self.dataset, torch.Tensor):
-            try:
-                tokenizer = model.require_tokenizer()
-            except ModelError:
-                if _is_text(self.dataset):
-                    raise
-        tokens = load_calibration(self.dataset, tokenizer, nsamples=self.nsamples, seqlen=seqlen, pack=self.pack)
-        vocabulary = model.model.get_input_embeddings().weight.shape[0]
-        if int(tokens.input_ids.max()) >= vocabulary:
-            raise CalibrationError(
-                f"the calibration data has token id {int(tokens.input_ids.max())}, and the model knows {vocabulary} "
-                "tokens: was it made with another tokenizer?"
-            )
-        return tokens.joined(self.options.joined, getattr(model.model.config, "max_position_embeddings", None))
-
 
 def _told_maker(registry: Registry, data_type: DataType) -> str:
     maker = registry.provenance(data_type)
     who = maker.distribution or f"plugin {maker.plugin}"
     return f"It comes with {f'{who} {maker.version}'.strip()}."
-
-
-def _is_text(dataset: Any) -> bool:
-    if dataset is None or isinstance(dataset, str | os.PathLike):
-        return True
-    return isinstance(dataset, list | tuple) and any(isinstance(item, str) for item in dataset)
-
-
-def _folders(output_dir: Path, formats: Sequence[OutputFormat]) -> list[Path]:
-    """The directory itself for one format, a directory per format below it for several."""
-    if len(formats) == 1:
-        return [output_dir]
-    return [output_dir / _folder(f) for f in formats]
-
-
-def _folder(output_format: OutputFormat) -> str:
-    return output_format.name.replace(":", "-")
-
-
-def _workers(wanted: int | None) -> int:
-    if wanted is None:
-        return max(1, torch.get_num_threads())
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
-        raise UnknownOptionError(f"workers must be a whole number of at least 1, not {wanted!r}.")
-    return wanted
-
-
-def _device(device_map: str | int | torch.device | None) -> torch.device:
-    if device_map is None or device_map == "auto":
-        device_map = "cuda" if torch.cuda.is_available() else "cpu"
-    if device_map == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        # Each process that `torchrun` starts on this machine has a GPU of its own.
-        device_map = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
-    try:
-        device = torch.device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)
-    except (RuntimeError, TypeError) as error:
-        raise UnknownOptionError(f"device_map={device_map!r} names no device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UnknownOptionError(f"device_map={device_map!r}: this machine has no CUDA device.")
-    return device
