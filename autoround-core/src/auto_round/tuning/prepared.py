@@ -75,7 +75,7 @@ def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResul
     name = tunable.layer.name
     importance = None if observer is None else observer.sums.get(name)
     tokens = None if observer is None else observer.tokens.get(name, 0)
-    error = None if tokens == 0 else relative_error(tunable.weight, result.weight, importance)
+    error = None if tokens == 0 else relative_error(tunable.original, result.weight, importance)
     return dataclasses.replace(result, importance=importance, tokens=tokens, error=error)
 
 
