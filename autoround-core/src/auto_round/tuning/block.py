@@ -17,6 +17,7 @@ from auto_round.calibration.observer import InputObserver
 from auto_round.plan import CachePlan, LayerSpec
 from auto_round.tuning.chains import Chains, Runner
 from auto_round.tuning.channels import equalise_block
+from auto_round.tuning.clipping import clip_inputs
 from auto_round.tuning.gram import compensate_block
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import finish, install, observer_of, prepare
@@ -65,6 +66,8 @@ def quantize_block(
     originals = {s.name: stored.get_submodule(inner[s.name]) for s in layers}
     tunables = {s.name: TunableLinear(originals[s.name], s, dtype, device) for s in layers}
     prepare(tunables, observer, options)
+    if options.improved:
+        clip_inputs(tunables, observer, chains.ranks)
     if options.compensates:
         compensate_block(linears, tunables, runner, chains, options)
     scarce = _scarce(linears, observer) if options.iters else ()

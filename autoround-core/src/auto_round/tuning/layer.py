@@ -94,11 +94,17 @@ class TunableLinear(nn.Module):
     def share_with(self, mates: Sequence[TunableLinear]) -> None:
         """Give all of these layers, itself among them, what they must have in common."""
         shared = dict(self.data_type.share([mate.weight for mate in mates], self.layer.scheme))
-        if isinstance(self.activation, ActivationQuantizer) and len(mates) > 1:
-            self.activation = SharedInput(self.activation, len(mates))
         for mate in mates:
             mate._shared = shared  # noqa: SLF001 - its own class
             mate.fixed.update(shared)
+        self.share_input(mates)
+
+    def share_input(self, mates: Sequence[TunableLinear]) -> None:
+        """Quantize one input once for all of these layers, itself the first of them."""
+        if isinstance(self.activation, ActivationQuantizer) and len(mates) > 1:
+            self.activation = SharedInput(self.activation, len(mates))
+            for mate in mates:
+                mate.activation = self.activation
 
     def search(self, imatrix: torch.Tensor | None) -> None:
         """Start from the data type's searched scale, if it has a search."""

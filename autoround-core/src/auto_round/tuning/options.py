@@ -45,7 +45,7 @@ class TuningOptions:
         recipe: "published", or "best", which takes up to three times as long: channels are made equal first
             (`auto_round.tuning.equalise`), layers are also asked to be right one by one (`own_error`), samples are made
             longer (`CalibrationTokens.joined`), and scales take smaller steps. Without iterations, weights make up for
-            what rounding changed before them (`compensation`).
+            what rounding changed before them (`compensation`). Static activations have their range chosen (`clipping`).
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
     """
 
