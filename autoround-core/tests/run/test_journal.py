@@ -17,6 +17,7 @@ KINDS = {
     "lm_head": {**BASE, "quant_lm_head": True},
     "best": {**BASE, "recipe": "best"},
     "searched": {**BASE, "iters": 0},
+    "compensated": {**BASE, "iters": 0, "recipe": "best"},
     "rounded": {**BASE, "iters": 0, "disable_opt_rtn": True, "workers": 1},
 }
 

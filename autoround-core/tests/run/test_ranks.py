@@ -96,6 +96,7 @@ CASES = {
     "a batch for one process alone": {"lengths": [16] * 5, "options": {**TUNED, "batch_size": 1}},
     "all samples in a batch": {"lengths": [16] * 6, "options": {**TUNED, "batch_size": 8}},
     "several passes a step": {"lengths": [16] * 8, "options": {**TUNED, "gradient_accumulate_steps": 2}},
+    "compensated": {"lengths": [16] * 8, "options": {**TUNED, "iters": 0, "recipe": "best"}},
 }
 
 

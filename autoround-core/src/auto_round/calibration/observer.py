@@ -18,21 +18,31 @@ from auto_round.run.ranks import Ranks
 __all__ = ["InputObserver"]
 
 
+KEPT = 1024
+"""Tokens of the first batch whose inputs are kept where some are."""
+
+
 class InputObserver:
     """Watches linear layers.
 
     Attributes:
         sums: importance per layer, float32 [in_features].
         lows, highs: range of a layer's input, float32 scalars, zero included.
+        some: inputs of the first tokens of those layers, [up to KEPT, in_features], if any are kept.
         tokens: how many tokens reached each layer that any reached.
         mask: which tokens of the batch that is running count, bool [batch, length], or None for all.
     """
 
-    def __init__(self, layers: Mapping[str, Any], importance: Collection[str], ranges: Collection[str]) -> None:
+    def __init__(
+        self, layers: Mapping[str, Any], importance: Collection[str], ranges: Collection[str], *, keep: bool = False
+    ) -> None:
         """Args:
         layers: what to watch.
         importance, ranges: those of which importance, or the range, is wanted.
+        keep: whether some inputs are wanted of those whose range is.
         """
+        self._keep = keep
+        self.some: dict[str, torch.Tensor] = {}
         self._layers, self._importance, self._ranges = layers, importance, ranges
         self.tokens: dict[str, int] = {}
         self.sums: dict[str, torch.Tensor] = {}
@@ -68,6 +78,8 @@ class InputObserver:
                 zero = torch.zeros_like(low)
                 self.lows[name] = torch.minimum(self.lows.get(name, zero), low)
                 self.highs[name] = torch.maximum(self.highs.get(name, zero), high)
+                if self._keep and name not in self.some:
+                    self.some[name] = x.reshape(-1, x.shape[-1])[:KEPT].clone()
 
         return observe
 

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from auto_round.tuning.gram import LARGEST_INPUT, kind_of
 from auto_round.tuning.stack import LARGEST, stacks_in
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ EXACT = 8
 
 OWN = 10
 """Numbers per token and hidden feature more where layers also learn by their own errors: what each gets wrong."""
+
+GRAM = 8
+"""Bytes for each pair of a layer's inputs: their products, and those of inputs that differ with those that are."""
+
+SOLVED = 32
+"""Bytes for each pair of inputs of the layer that is compensated: its products in float64, factored and inverted."""
 
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
@@ -97,15 +104,29 @@ def memory_needed(
     learnt = ((LEARNING + PASSING if options.iters else EXACT * options.improved) + FINISHED) * numbers[largest]
     if options.iters:
         learnt += GRADIENT * (numbers[largest] if options.gradient_accumulate_steps > 1 else _at_once(plan, largest))
+    if options.compensates:
+        learnt += _products(plan, largest)
     outside = weights[""] + sum(tensor.nbytes for tensor in plan.kept)
     itemsize = plan.layers[0].dtype.itemsize
-    between = samples * seqlen * features * itemsize * (3 if options.iters and options.enable_quanted_input else 2)
+    follows = options.enable_quanted_input and (options.iters or options.compensates)
+    between = samples * seqlen * features * itemsize * (3 if follows else 2)
     between = 0 if elsewhere else between
     kept = PASSES + OWN * options.improved if options.iters else 8
     within = options.batch_size * seqlen * features * itemsize * kept
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
     return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)
+
+
+def _products(plan: Plan, block: str) -> int:
+    """Bytes for what compensating the layers of a block that are alike, experts most likely, needs of their inputs."""
+    pairs: Counter[str] = Counter()
+    widest = 0
+    for layer in plan.quantized:
+        if layer.block == block and layer.shape[1] <= LARGEST_INPUT:
+            pairs[kind_of(layer.name)] += layer.shape[1] ** 2
+            widest = max(widest, layer.shape[1])
+    return GRAM * max(pairs.values(), default=0) + SOLVED * widest**2
 
 
 def _at_once(plan: Plan, block: str) -> int:

@@ -17,6 +17,8 @@ from auto_round.calibration.observer import InputObserver
 from auto_round.plan import CachePlan, LayerSpec
 from auto_round.tuning.chains import Chains, Runner
 from auto_round.tuning.channels import equalise_block
+from auto_round.tuning.clipping import clip_inputs
+from auto_round.tuning.gram import compensate_block
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import finish, install, observer_of, prepare
 from auto_round.tuning.result import BlockResult, CacheResult
@@ -64,6 +66,10 @@ def quantize_block(
     originals = {s.name: stored.get_submodule(inner[s.name]) for s in layers}
     tunables = {s.name: TunableLinear(originals[s.name], s, dtype, device) for s in layers}
     prepare(tunables, observer, options)
+    if options.improved:
+        clip_inputs(tunables, observer, chains.ranks)
+    if options.compensates:
+        compensate_block(linears, tunables, runner, chains, options)
     scarce = _scarce(linears, observer) if options.iters else ()
     learning = [tunable for n, tunable in tunables.items() if n not in scarce]
     outcome = None
@@ -82,8 +88,12 @@ def quantize_block(
         for linear in {id(m): m for m in (linears[layer_name], originals[layer_name])}.values():
             install(linear, result)
         finished.append(result)
-    # The quantized chain feeds nothing unless a later block is tuned on it.
-    if options.iters and options.enable_quanted_input and index + 1 < len(model.structure.blocks):
+    # The quantized chain feeds nothing unless something is learnt from it in a later block.
+    if (
+        (options.iters or options.compensates)
+        and options.enable_quanted_input
+        and index + 1 < len(model.structure.blocks)
+    ):
         chains.quantized = runner.over(chains, chains.quantized)
     else:
         chains.quantized = targets

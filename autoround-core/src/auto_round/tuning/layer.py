@@ -16,6 +16,7 @@ from auto_round.data_type.codes import Codes
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
 from auto_round.data_type.untouched import check_untouched, writes_into
 from auto_round.plan import LayerSpec
+from auto_round.schemes import GroupSize
 from auto_round.tuning.own_error import OwnErrors
 from auto_round.tuning.result import LayerResult
 
@@ -29,7 +30,9 @@ class TunableLinear(nn.Module):
 
     Attributes:
         layer: what was planned.
-        weight: the original weight, [out_features, in_features], never changed.
+        weight: what is rounded, [out_features, in_features], never written to: the original weight, or what
+            `start_from` was given.
+        wanted: what the rounded weight should compute like, the original weight unless `start_from` was told better.
         learnt: `v`, `min_scale`, `max_scale` as far as the data type learns them, float32.
         tuned: bounds of those.
         fixed: what else the data type is offered.
@@ -51,6 +54,7 @@ class TunableLinear(nn.Module):
         self.layer = layer
         self.data_type = layer.data_type
         self.weight = weight.T.contiguous() if layer.transposed else weight
+        self.wanted = self.original = self.weight
         self._writes = writes_into(self.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
         self.compute_dtype = compute_dtype
@@ -90,11 +94,17 @@ class TunableLinear(nn.Module):
     def share_with(self, mates: Sequence[TunableLinear]) -> None:
         """Give all of these layers, itself among them, what they must have in common."""
         shared = dict(self.data_type.share([mate.weight for mate in mates], self.layer.scheme))
-        if isinstance(self.activation, ActivationQuantizer) and len(mates) > 1:
-            self.activation = SharedInput(self.activation, len(mates))
         for mate in mates:
             mate._shared = shared  # noqa: SLF001 - its own class
             mate.fixed.update(shared)
+        self.share_input(mates)
+
+    def share_input(self, mates: Sequence[TunableLinear]) -> None:
+        """Quantize one input once for all of these layers, itself the first of them."""
+        if isinstance(self.activation, ActivationQuantizer) and len(mates) > 1:
+            self.activation = SharedInput(self.activation, len(mates))
+            for mate in mates:
+                mate.activation = self.activation
 
     def search(self, imatrix: torch.Tensor | None) -> None:
         """Start from the data type's searched scale, if it has a search."""
@@ -116,6 +126,12 @@ class TunableLinear(nn.Module):
             WrittenIntoError: it has.
         """
         check_untouched(self.weight, self._writes, self.data_type, f"the weight of layer {self.layer.name}")
+
+    def start_from(self, weight: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Round another weight from now on, under the scales there are; both shaped and typed as the original."""
+        self.check_weight()
+        self.weight, self.wanted = weight, wanted
+        self._writes = writes_into(weight)
 
     def make_learnable(self, minmax: bool) -> None:
         """Add the parameters the data type learns, at their neutral values."""
@@ -164,25 +180,45 @@ class TunableLinear(nn.Module):
         Args:
             learnt: where it is not this layer that learns.
         """
+        offers = {**self.fixed, **(learnt or self.learnt)}
+        return self._rounded(self.weight, self.layer.scheme.group_size, offers)
+
+    def rounded_from(self, weight: torch.Tensor) -> torch.Tensor:
+        """What another weight would be rounded to, shaped and typed alike."""
+        return self._rounded(weight, self.layer.scheme.group_size, self.fixed)
+
+    def rounded_alone(self, column: torch.Tensor, offers: Mapping[str, Any]) -> torch.Tensor:
+        """What a column of the weight is rounded to by itself, [rows, 1].
+
+        Args:
+            column: [rows, 1].
+            offers: what differs from group to group, for the groups of this column.
+        """
+        return self._rounded(column, -1, {**self.fixed, **offers})
+
+    def _rounded(self, weight: torch.Tensor, group_size: GroupSize | None, offers: Mapping[str, Any]) -> torch.Tensor:
         scheme = self.layer.scheme
         identity: dict[str, Any] = {
             "bits": scheme.bits,
-            "group_size": scheme.group_size,
+            "group_size": group_size,
             "super_bits": scheme.super_bits,
             "super_group_size": scheme.super_group_size,
             "data_type": self.data_type.name,
         }
         named = {name: value for name, value in identity.items() if name in self._accepted and value is not None}
-        qdq, _, _ = self.data_type.quant_tensor(self.weight, **named, **{**self.fixed, **(learnt or self.learnt)})
+        qdq, _, _ = self.data_type.quant_tensor(weight, **named, **offers)
         return qdq
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.compute(x, self.quantized_weight() if self._source is None else self._source())
 
+    def as_seen(self, x: torch.Tensor) -> torch.Tensor:
+        """An input as the quantized model sees it."""
+        return x if self.activation is None else self.activation(x)
+
     def compute(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The answer with a quantized weight that is there already."""
-        if self.activation is not None:
-            x = self.activation(x)
+        x = self.as_seen(x)
         weight = weight.to(self.compute_dtype)
         if self.own_errors is not None and torch.is_grad_enabled():
             self.own_errors.note(self, x, weight)

@@ -59,7 +59,7 @@ class OwnErrors:
         if self.mask is not None and x.shape[:-1] == self.mask.shape:
             x = x[self.mask]
         if x.numel():
-            wrong = F.linear(x, weight - layer.weight.to(weight.dtype))
+            wrong = F.linear(x, weight - layer.wanted.to(weight.dtype))
             # The norm keeps its input for the backward pass and no float32 copy of it.
             error = torch.linalg.vector_norm(wrong, dtype=torch.float32).square() / wrong.numel()
             first = self._firsts.setdefault(id(layer), error.item() + TINY)

@@ -20,7 +20,16 @@ from auto_round.tuning.result import LayerResult
 if TYPE_CHECKING:
     from auto_round.tuning.options import TuningOptions
 
-__all__ = ["finish", "install", "mates_of", "observer_of", "prepare", "relative_error", "wants_importance"]
+__all__ = [
+    "finish",
+    "freeze_inputs",
+    "install",
+    "mates_of",
+    "observer_of",
+    "prepare",
+    "relative_error",
+    "wants_importance",
+]
 
 PIECE = 1 << 18
 """Weights compared at a time: float32 copies of them stay in a CPU's caches."""
@@ -35,7 +44,7 @@ def wants_importance(layer: LayerSpec, options: TuningOptions) -> bool:
 def observer_of(modules: Mapping[str, nn.Module], layers: Sequence[LayerSpec], options: TuningOptions) -> InputObserver:
     """Watches layers for what their data types want to know."""
     importance = {s.name for s in layers if wants_importance(s, options)}
-    return InputObserver(modules, importance, {s.name for s in layers if s.static_activations})
+    return InputObserver(modules, importance, {s.name for s in layers if s.static_activations}, keep=options.improved)
 
 
 def mates_of(layer: LayerSpec, layers: Mapping[str, LayerSpec]) -> list[str]:
@@ -64,6 +73,13 @@ def prepare(tunables: Mapping[str, TunableLinear], observer: InputObserver | Non
             tunable.search(observer.sums.get(name) if observer is not None else None)
 
 
+def freeze_inputs(mates: Sequence[TunableLinear], low: torch.Tensor, high: torch.Tensor) -> None:
+    """Fix another range for the static activations of layers that are fed the same, float32 scalars."""
+    for mate in mates:
+        mate.freeze_activations(low, high)
+    mates[0].share_input(mates)
+
+
 def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResult:
     """The layer's result.
 
@@ -75,7 +91,7 @@ def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResul
     name = tunable.layer.name
     importance = None if observer is None else observer.sums.get(name)
     tokens = None if observer is None else observer.tokens.get(name, 0)
-    error = None if tokens == 0 else relative_error(tunable.weight, result.weight, importance)
+    error = None if tokens == 0 else relative_error(tunable.original, result.weight, importance)
     return dataclasses.replace(result, importance=importance, tokens=tokens, error=error)
 
 
