@@ -18,12 +18,17 @@ def test_what_tuning_needs_is_added_up(monkeypatch, registry, tmp_path):
     need = job.memory_needed()
     block = 32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 48  # q, o; k, v; gate, up, down
     # The gradient is that of one layer at a time, an up projection say, or of all where passes add up.
-    assert need.block == 2 * block + (8 + 3 + 3) * block + 4 * 32 * 48
+    assert need.block == 2 * block + (5 + 3 + 3) * block + 4 * 32 * 48
     options = {"iters": 1, "gradient_accumulate_steps": 2, "seqlen": 16}
     several = AutoRound(tmp_path, scheme="STEPS4", registry=registry, **options).memory_needed()
-    assert several.block == 2 * block + (8 + 3 + 3 + 4) * block
+    assert several.block == 2 * block + (5 + 3 + 3 + 4) * block
     words = 256  # of the vocabulary
-    assert need.outside == 2 * (2 * words * 32)  # embedding and output, bfloat16
+    outside = 2 * (2 * words * 32)  # embedding and output, bfloat16
+    assert need.outside == 0  # they are let go of
+    head = AutoRound(tmp_path, scheme="STEPS4", quant_lm_head=True, registry=registry, iters=1, seqlen=16)
+    assert head.memory_needed().outside == outside
+    monkeypatch.setattr("auto_round.run.memory.LEARNING", -7)
+    assert job.memory_needed().block == outside + 2 * block  # but first they are there, with a block
     assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32)
     assert need.process <= peak_memory()
     assert need.total == need.process + need.outside + need.block + need.activations
@@ -58,6 +63,6 @@ def test_experts_are_counted_as_the_stacks_they_are_tuned_in(stored, registry, m
     expert = 3 * 16 * 32
     block = 2 * 32 * 32 + 2 * 16 * 32 + 4 * expert  # q, o; k, v; experts
     # Gates and ups of all four are one stack, and larger than any layer.
-    assert job.memory_needed().block == 16 * block + 4 * 4 * 2 * 16 * 32
+    assert job.memory_needed().block == 13 * block + 4 * 4 * 2 * 16 * 32
     monkeypatch.setattr(type(registry.data_type("steps")), "stacks", lambda *_: False)
-    assert job.memory_needed().block == 16 * block + 4 * 32 * 32
+    assert job.memory_needed().block == 13 * block + 4 * 32 * 32

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that is read block by block and let go of gives the files of one that stays in memory."""
 
+import importlib
+import time
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -70,6 +73,31 @@ def test_any_number_of_workers(stored, write, architecture):
         for low in (False, True):
             files, _ = write(stored(architecture), workers=workers, low_cpu_mem_usage=low, **WAYS["rounded"])
             assert_equal_files(files, expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_moe", "mixtral"])
+def test_nothing_is_rounded_while_the_model_is_built(stored, write, monkeypatch, architecture):
+    """Building changes torch's default dtype, for other threads too."""
+    running, met = [], []
+
+    def counted(where, name):
+        original = getattr(importlib.import_module(where), name)
+
+        def call(*args, **options):
+            running.append(name)
+            met.extend({"build", "round_layers"} & set(running) if len(set(running)) > 1 else ())
+            time.sleep(0.05)
+            try:
+                return original(*args, **options)
+            finally:
+                running.remove(name)
+
+        monkeypatch.setattr(f"{where}.{name}", call)
+
+    counted("auto_round.model.opened", "build")
+    counted("auto_round.tuning.rounding", "round_layers")
+    write(stored(architecture), workers=2, low_cpu_mem_usage=True, **WAYS["rounded"])
+    assert not met
 
 
 @pytest.mark.parametrize("way", ["tuned", "searched"])

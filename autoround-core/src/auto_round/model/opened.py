@@ -129,9 +129,17 @@ class OpenModel:
         Raises:
             ModelError: they cannot be read, are incomplete, or are not numbers.
         """
-        if self.directory is None:
-            return
+        self._build()
         if self.loader is None:
+            return
+        try:
+            self.loader.load(part)
+        except ModelError as error:
+            raise ModelError(f"{self.directory}: {error}") from error.__cause__
+
+    def _build(self) -> None:
+        """Make the modules that weights are brought into, once, where there are files."""
+        if self.directory is not None and self.loader is None:
             try:
                 built = build(self.model.config, self._load_dtype(), trust_remote_code=self.trust_remote_code)
                 self._add_generation_config(built)
@@ -142,10 +150,6 @@ class OpenModel:
             except (OSError, ValueError, RuntimeError) as error:
                 raise ModelError(f"{self.directory} cannot be loaded: {first_line(error)}") from error
             self.model = built
-        try:
-            self.loader.load(part)
-        except ModelError as error:
-            raise ModelError(f"{self.directory}: {error}") from error.__cause__
 
     def linears(self, names: Sequence[str], *, keep: bool) -> dict[str, Any]:
         """Linear layers with their weights, of one block or none.
@@ -157,11 +161,9 @@ class OpenModel:
         Raises:
             ModelError: as `bring`.
         """
-        if not keep and self.directory is not None:
-            tied = {info.name for info in self.structure.linears if info.tied}
-            if not any(name in tied for name in names) and all(self._stored_as_it_is(name) for name in names):
-                read = dict(self._read_linears([f"{name}.weight" for name in names]))
-                return {name: read[f"{name}.weight"] for name in names}
+        if not keep and self._read_directly(names):
+            read = dict(self._read_linears([f"{name}.weight" for name in names]))
+            return {name: read[f"{name}.weight"] for name in names}
         blocks = {info.block for info in self.structure.linears if info.name in set(names)}
         for part in self.structure.blocks:
             if not keep and part not in blocks:
@@ -171,6 +173,21 @@ class OpenModel:
         modules = {name: self.model.get_submodule(name) for name in names}
         # What does not stay may be let go of while somebody still works on it.
         return modules if keep else {name: _linear(module.weight.data) for name, module in modules.items()}
+
+    def get_ready(self, names: Sequence[str], *, keep: bool) -> None:
+        """Do ahead what `linears` of these would do only once.
+
+        While transformers builds a model, torch's default dtype is another one: for all threads, also for those that
+        round what was asked for before.
+        """
+        if keep or not self._read_directly(names):
+            self._build()
+
+    def _read_directly(self, names: Sequence[str]) -> bool:
+        """Whether linear layers can be had from the files alone."""
+        tied = {info.name for info in self.structure.linears if info.tied}
+        as_it_is = self.directory is not None and not tied & set(names)
+        return as_it_is and all(self._stored_as_it_is(name) for name in names)
 
     def _read_linears(self, weights: Sequence[str]) -> Iterator[tuple[str, Any]]:
         headers = {weight: self.headers[weight] for weight in weights}

@@ -102,7 +102,7 @@ def relative_error(weight: torch.Tensor, rounded: torch.Tensor, importance: torc
         weight, rounded: [out_features, in_features].
         importance: float32 [in_features].
     """
-    h = torch.ones(weight.shape[1], device=weight.device) if importance is None else importance
+    h = torch.ones(weight.shape[1], dtype=torch.float32, device=weight.device) if importance is None else importance
     whole = wrong = 0.0
     rows = max(1, PIECE // weight.shape[1])
     for before, after in zip(weight.split(rows), rounded.split(rows), strict=True):

@@ -56,6 +56,7 @@ def round_sets(
         keep: whether the model is to be there afterwards, with the weights that the codes decode to.
     """
     waiting: deque[tuple[Mapping[str, Any], Future[BlockResult]]] = deque()
+    model.get_ready([layer.name for layers in sets for layer in layers], keep=keep)
     with ThreadPoolExecutor(workers) as pool:
         for layers in sets:
             linears = model.linears([layer.name for layer in layers], keep=keep)
