@@ -29,7 +29,7 @@ RAGGED = LlamaConfig(**{**LLAMA.to_dict(), "intermediate_size": 160})
 GPT2 = GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64)
 
 # transformers says, as a warning, that it has no kernel for these files on a CPU and decodes them.
-pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+pytestmark = [pytest.mark.filterwarnings("ignore:You passed `quantization_config`"), pytest.mark.slow]
 
 
 @pytest.fixture

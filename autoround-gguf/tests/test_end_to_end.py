@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from auto_round import AutoRound
 from auto_round_gguf.mixtures import PRESETS
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "autoround-core/demo/models/pep-llama-7m"
 TEXT = REPOSITORY / "autoround-core/demo/text"

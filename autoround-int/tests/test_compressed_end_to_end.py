@@ -63,7 +63,7 @@ def quantize(directory, out, tokens, name):
     return tuned
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning"), pytest.mark.slow]
 
 
 # Decoding all at once, transformers 5.23 takes the first config group for every layer.

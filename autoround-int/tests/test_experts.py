@@ -8,6 +8,8 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig, Qwen3Moe
 from auto_round import AutoRound
 from auto_round_int.integer import IntegerDataType
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Qwen3MoeConfig(
     vocab_size=60, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
     num_attention_heads=2, num_key_value_heads=1, head_dim=32, num_experts=4, num_experts_per_tok=2,

@@ -14,6 +14,8 @@ import auto_round_mxfp.microscaling as family
 from auto_round import AutoRound
 from auto_round.inference.packed_linear import PackedLinear
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "autoround-core/demo/models/pep-llama-7m"
 TEXT = REPOSITORY / "autoround-core/demo/text/peps-calib.txt"

@@ -16,6 +16,8 @@ from auto_round import AutoRound
 from auto_round.inference.packed_linear import PackedLinear
 from auto_round_nvfp import blocks
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "autoround-core/demo/models/pep-llama-7m"
 TEXT = REPOSITORY / "autoround-core/demo/text/peps-calib.txt"

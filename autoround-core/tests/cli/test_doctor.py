@@ -12,6 +12,8 @@ from auto_round.plugins import Registry
 from auto_round.plugins.diagnosis import diagnose
 from auto_round.testing.distributions import FakeDistribution, importable
 
+pytestmark = pytest.mark.slow
+
 NAMES_NOTHING = """
 from auto_round.hookspecs import LazyDataType, hookimpl
 @hookimpl

@@ -7,6 +7,8 @@ from pathlib import Path
 import importlib_metadata
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "docs" / "runtime_tables.py"
 _spec = importlib.util.spec_from_file_location("runtime_tables", SCRIPT)
 runtime_tables = importlib.util.module_from_spec(_spec)

@@ -14,6 +14,8 @@ from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
 from auto_round.model.opened import open_model
 from auto_round.plugins import default_registry
 
+pytestmark = pytest.mark.slow
+
 COMMON = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "num_experts_per_tok": 2, "max_position_embeddings": 64,

@@ -14,6 +14,8 @@ from auto_round.export.named import NamedCodes
 from auto_round.run.journal import Journal
 from auto_round.run.progress import SilentProgress
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ["llama", "tied", "gpt2", "gemma3", "qwen3_moe", "mixtral", "gpt_oss", "deepseek"]
 WAYS = {
     "tuned": {"iters": 3, "lr": 0.1, "bits": 3},

@@ -13,6 +13,8 @@ from auto_round.tuning.equalise import MOST, Trial, equalise, exponents_for
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.rescaling import Rescaling
 
+pytestmark = pytest.mark.slow
+
 RUN = {"nsamples": 8, "batch_size": 4, "verbose": False}
 CPU = torch.device("cpu")
 

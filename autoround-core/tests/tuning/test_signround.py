@@ -47,11 +47,15 @@ def test_the_last_step_is_always_looked_at():
     assert _looks(1) == {1}
 
 
-def run(targets, options, mask=None):
+def run(targets, options, mask=None, rival=None):
     layer = layer_of(torch.zeros(2, 3))
+    if rival is not None:
+        layer.start_from(torch.full((2, 3), 7.0), layer.weight)
+        layer.keep()
+        layer.start_from(layer.original, layer.original)
     inputs = torch.ones(8, 4, 3)
     samples = Samples(inputs, targets, mask, layer)
-    outcome = tune_block([layer], samples, options, 4, torch.Generator().manual_seed(0), CPU)
+    outcome = tune_block([layer], samples, options, 4, torch.Generator().manual_seed(0), CPU, rival=rival)
     return layer, outcome
 
 
@@ -138,3 +142,19 @@ def test_what_is_kept_does_not_change_with_what_is_learnt():
     with torch.no_grad():
         layer.learnt["v"].add_(1)
     assert torch.equal(layer.finish().weight, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("rival", "lr", "weight", "step"),
+    [
+        (1e-9, 0.1, 7.0, 0),  # nothing is better than the rival
+        (1.0, 0.1, 0.1, 1),  # a step is
+        (1.0, 5.0, 0.0, 0),  # steps of 5 overshoot, and plain rounding is better
+    ],
+)
+def test_what_is_kept_already_stays_unless_something_is_better(rival, lr, weight, step):
+    layer, outcome = run(torch.full((8, 4, 2), 0.36), TuningOptions(iters=2, lr=lr), rival=rival)
+    assert torch.equal(layer.finish().weight, torch.full((2, 3), weight))
+    assert outcome.kept_step == step
+    assert outcome.loss_before == pytest.approx(0.36**2)
+    assert outcome.loss_after == (rival if weight == 7.0 else pytest.approx((0.36 - 3 * weight) ** 2))

@@ -11,6 +11,8 @@ from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.stack import LayerStack, renewed, stacked
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SCHEME = QuantizationScheme(bits=4, group_size=32, data_type="steps").resolved()
 

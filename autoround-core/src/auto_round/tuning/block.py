@@ -22,7 +22,7 @@ from auto_round.tuning.gram import compensate_block
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import finish, install, observer_of, prepare
 from auto_round.tuning.result import BlockResult, CacheResult
-from auto_round.tuning.signround import Samples, tune_block
+from auto_round.tuning.signround import FixedSlice, Samples, tune_block
 from auto_round.tuning.stack import renewed, stacked
 
 if TYPE_CHECKING:
@@ -78,9 +78,15 @@ def quantize_block(
         inputs = chains.quantized if options.enable_quanted_input else chains.reference
         samples = Samples(inputs, targets, chains.mask, runner, chains.ranks)
         generator = torch.Generator().manual_seed(options.seed + index)
+        rival = None
+        if options.compensates:
+            rival = FixedSlice(samples, chains.batch_size, device).loss()
+            for tunable in learning:
+                tunable.keep()
+                tunable.start_from(tunable.original, tunable.original)
         units = stacked(learning, name)
         with renewed(block, units), torch.enable_grad():
-            outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step)
+            outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step, rival)
         _put(block, {inner[n]: linear for n, linear in linears.items()})
     finished = []
     for layer_name, tunable in tunables.items():

@@ -243,6 +243,11 @@ class TunableLinear(nn.Module):
         else:
             self._kept = dataclasses.replace(stored, tensors={n: settled(t) for n, t in stored.tensors.items()})
 
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        for layer in self.members:
+            layer._kept = None  # noqa: SLF001 - its own class
+
     def _stored(self, learnt: Mapping[str, torch.Tensor]) -> Codes | torch.Tensor:
         """Codes, or the weight itself of a data type that has none."""
         if not self.data_type.encodes:

@@ -44,8 +44,9 @@ class TuningOptions:
         seed: decides the order of samples.
         recipe: "published", or "best", which takes up to three times as long: channels are made equal first
             (`auto_round.tuning.equalise`), layers are also asked to be right one by one (`own_error`), samples are made
-            longer (`CalibrationTokens.joined`), and scales take smaller steps. Without iterations, weights make up for
-            what rounding changed before them (`compensation`). Static activations have their range chosen (`clipping`).
+            longer (`CalibrationTokens.joined`), and scales take smaller steps. Weights make up for what rounding
+            changed before them (`compensation`), which steps have to do better than, block by block; static activations
+            have their range chosen (`clipping`).
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
     """
 
@@ -82,9 +83,10 @@ class TuningOptions:
     def compensates(self) -> bool:
         """Whether weights make up for what rounding changed before them (`auto_round.tuning.compensation`).
 
-        Signed steps from there ended no better than from plain rounding, so only where there are none.
+        Signed steps from there ended no better than from plain rounding; so they begin at plain rounding, and a block
+        keeps what is better.
         """
-        return self.improved and self.search and self.iters == 0
+        return self.improved and self.search
 
     @property
     def joined(self) -> int:

@@ -21,7 +21,7 @@ from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.own_error import OwnErrors
 
-__all__ = ["Samples", "TuningOutcome", "tune_block"]
+__all__ = ["FixedSlice", "Samples", "TuningOutcome", "tune_block"]
 
 ALONE = Ranks()
 SLICE_SAMPLES = 16
@@ -88,6 +88,7 @@ def tune_block(
     generator: torch.Generator,
     device: torch.device,
     on_step: Callable[[], None] = lambda: None,
+    rival: float | None = None,
 ) -> TuningOutcome:
     """Learn the rounding of the layers of one block; they keep what the best parameters found give.
 
@@ -96,12 +97,13 @@ def tune_block(
         batch_size: samples per forward pass, at most as many as there are.
         generator: decides the order of samples.
         on_step: called after every step.
+        rival: the loss, on the fixed slice, of what the layers keep already; it stays unless steps do better.
     """
     for layer in layers:
         layer.make_learnable(options.enable_minmax_tuning)
     of_layers = [_slots_of(layer, options) for layer in layers]
     slots = [slot for of_layer in of_layers for slot in of_layer]
-    keeper = _Keeper(layers, samples, batch_size, device)
+    keeper = _Keeper(layers, FixedSlice(samples, batch_size, device), rival)
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
@@ -211,6 +213,24 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torc
         yield from (part for part in order.split(size) if len(part) == size)
 
 
+class FixedSlice:
+    """Some of the samples, always the same, by which parameters are chosen."""
+
+    def __init__(self, samples: Samples, batch_size: int, device: torch.device) -> None:
+        self._samples, self._device = samples, device
+        count = len(samples.inputs)
+        wanted = max(batch_size, min(SLICE_SAMPLES, count) // batch_size * batch_size)
+        # Spread over all samples, in whole batches, because the block was recorded for that batch size.
+        spread = torch.linspace(0, count - 1, wanted).round().long()
+        self._parts = spread.split(batch_size)
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """The block's loss on them as it is now."""
+        parts = [self._samples.loss(part, self._device).double() for part in self._parts]
+        return self._samples.ranks.add_up(torch.stack(parts).cpu()).mean().item()
+
+
 class _Keeper:
     """Has the layers keep what they have where the loss on a fixed slice of the samples is least.
 
@@ -218,35 +238,31 @@ class _Keeper:
         first: the loss before any step.
     """
 
-    def __init__(
-        self, layers: Sequence[TunableLinear], samples: Samples, batch_size: int, device: torch.device
-    ) -> None:
-        self._layers = layers
-        self._samples = samples
-        self._device = device
-        count = len(samples.inputs)
-        wanted = max(batch_size, min(SLICE_SAMPLES, count) // batch_size * batch_size)
-        # Spread over all samples, in whole batches, because the block was recorded for that batch size.
-        spread = torch.linspace(0, count - 1, wanted).round().long()
-        self._slice = spread.split(batch_size)
-        self.first = self._least = float("inf")
+    def __init__(self, layers: Sequence[TunableLinear], fixed: FixedSlice, rival: float | None) -> None:
+        self._layers, self._fixed = layers, fixed
+        self.first = float("inf")
+        self._least = float("inf") if rival is None else rival
         self._step = 0
+        self._better = rival is not None
 
-    @torch.no_grad()
     def look(self, step: int) -> None:
-        parts = [self._samples.loss(part, self._device).double() for part in self._slice]
-        loss = self._samples.ranks.add_up(torch.stack(parts).cpu()).mean().item()
+        loss = self._fixed.loss()
         if step == 0:
-            self.first = self._least = loss
-        elif loss < self._least:
-            self._least, self._step = loss, step
-            for layer in self._layers:
+            self.first = loss
+        if loss >= self._least:
+            return
+        self._least, self._step = loss, step
+        for layer in self._layers:
+            if step:
                 layer.keep()
+            else:
+                layer.forget()
+        self._better = step > 0
 
     @torch.no_grad()
     def settle(self, slots: Sequence[_Slot]) -> TuningOutcome:
-        """Where no step was better than none the layers are as they were before the first."""
-        if not self._step:
+        """Where nothing was better than the start the layers are as they were before the first step."""
+        if not self._better:
             for slot in slots:
                 slot.parameter.fill_(slot.neutral)
         return TuningOutcome(self.first, self._least, self._step)
