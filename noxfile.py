@@ -68,8 +68,9 @@ def tests(session: nox.Session, which: str) -> None:
 def unit(session: nox.Session) -> None:
     """The tests that take no time, on the sources as they are: for while you write."""
     editable = [argument for folder in DISTRIBUTIONS.values() for argument in ("-e", f"./{folder}")]
-    install(session, *editable, *test_requirements(list(DISTRIBUTIONS)))
-    session.run("pytest", "-m", "not slow", *session.posargs, env=OFFLINE)
+    install(session, *editable, *test_requirements(list(DISTRIBUTIONS)), "pytest-xdist")
+    # A process for each core, with a thread each.
+    session.run("pytest", "-m", "not slow", "-n", "auto", *session.posargs, env=OFFLINE | {"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(reuse_venv=True)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """8-bit floats under core's conformance suite."""
 
+import pytest
 import torch
 
 from auto_round import QuantizationScheme
 from auto_round.testing.conformance import DataTypeConformance
+
+pytestmark = pytest.mark.slow
 
 GROUPS = (0, -1, 32, (16, 32))
 

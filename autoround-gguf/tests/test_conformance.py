@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """llama.cpp's block types under core's conformance suite."""
 
+import pytest
+
 from auto_round.testing.conformance import DataTypeConformance
 from auto_round_gguf.schemes import plain_scheme
 from auto_round_gguf.types import BLOCK_TYPES, prefixed
+
+pytestmark = pytest.mark.slow
 
 
 class Blocks(DataTypeConformance):

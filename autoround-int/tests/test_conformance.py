@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The integer data types under core's conformance suite."""
 
+import pytest
+
 from auto_round import QuantizationScheme
 from auto_round.testing.conformance import DataTypeConformance
+
+pytestmark = pytest.mark.slow
 
 GROUPS = ((2, 32), (3, -1), (4, 64), (5, 0), (8, 128))
 

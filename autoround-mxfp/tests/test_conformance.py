@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Microscaling under core's conformance suite, one class for each element and rule."""
 
+import pytest
+
 from auto_round import QuantizationScheme
 from auto_round.testing.conformance import DataTypeConformance
+
+pytestmark = pytest.mark.slow
 
 
 class Microscaling(DataTypeConformance):
