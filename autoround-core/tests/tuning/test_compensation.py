@@ -8,13 +8,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound
-from auto_round.data_type import FunctionDataType
-from auto_round.data_type.register import accepted_offers
-from auto_round.plan import LayerSpec
-from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.compensation import DAMPING, Inputs, compensate
 from auto_round.tuning.gram import stages
-from auto_round.tuning.layer import TunableLinear
+
+from .conftest import layer_of
 
 
 def steps_of_one(tensor, v=0.0):
@@ -26,15 +23,6 @@ def steps_by_range(tensor):
     """Three steps to the largest magnitude of a row."""
     scale = tensor.abs().amax(-1, keepdim=True) / 3
     return torch.round(tensor / scale) * scale, None, None
-
-
-def layer_of(function, weight):
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight.data = weight.clone()
-    scheme = QuantizationScheme(bits=4, group_size=-1, data_type="it")
-    data_type = FunctionDataType("it", function, accepted_offers(function))
-    spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, False, scheme, data_type)
-    return TunableLinear(linear, spec, torch.float32, torch.device("cpu"))
 
 
 def inputs_of(x, z=None):
@@ -49,7 +37,7 @@ def correlated(tokens, width, seed=0):
 
 def test_each_column_is_what_least_squares_makes_of_it_once_those_before_are_rounded():
     x, weight = correlated(200, 12), 3 * torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
-    layer = layer_of(steps_of_one, weight)
+    layer = layer_of(weight, steps_of_one)
     assert compensate(layer, inputs_of(x))
     gram = (x.T @ x).double()
     gram.diagonal().add_(DAMPING * gram.diagonal().mean())
@@ -72,7 +60,7 @@ def test_each_column_is_what_least_squares_makes_of_it_once_those_before_are_rou
 def test_what_earlier_layers_got_wrong_is_made_up_for():
     x = correlated(400, 8)
     weight = 100 * torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
-    layer = layer_of(steps_of_one, weight)
+    layer = layer_of(weight, steps_of_one)
     assert compensate(layer, inputs_of(x, z=x / 2))
     answers, wanted = F.linear(x, layer.quantized_weight()), F.linear(x / 2, weight)
     # Damping leaves a few percent of what there is to do; without the second sum all of it would be left.
@@ -89,21 +77,21 @@ def test_what_earlier_layers_got_wrong_is_made_up_for():
 )
 def test_left_as_it_is(function, tokens):
     weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
-    layer = layer_of(function, weight)
+    layer = layer_of(weight, function)
     assert not compensate(layer, inputs_of(correlated(tokens, 12)))
     assert layer.weight is layer.original
 
 
 def test_never_worse_over_the_tokens_that_were_seen():
     """A weight that is on the grid already cannot gain."""
-    layer = layer_of(steps_of_one, torch.arange(12.0).reshape(2, 6))
+    layer = layer_of(torch.arange(12.0).reshape(2, 6), steps_of_one)
     assert not compensate(layer, inputs_of(correlated(50, 6)))
 
 
 def test_an_input_that_is_always_zero():
     x = correlated(50, 6)
     x[:, 2] = 0
-    layer = layer_of(steps_of_one, 3 * torch.randn(2, 6, generator=torch.Generator().manual_seed(1)))
+    layer = layer_of(3 * torch.randn(2, 6, generator=torch.Generator().manual_seed(1)), steps_of_one)
     assert compensate(layer, inputs_of(x))
     assert bool(torch.isfinite(layer.quantized_weight()).all())
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from auto_round.errors import ModelError
 
-__all__ = ["LinearInfo", "Structure", "find_structure"]
+__all__ = ["LinearInfo", "Structure", "find_structure", "without_numbers"]
 
 
 @dataclass(frozen=True)
@@ -112,3 +112,8 @@ def _embedding_ties(model: nn.Module) -> set[str]:
     if head is not None and getattr(config, "tie_word_embeddings", False):
         tied |= {name for name, m in _linears(model) if m is head}
     return tied
+
+
+def without_numbers(name: str) -> str:
+    """The name with every number out of it: `experts.3.up` and `experts.7.up` are one."""
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))

@@ -48,7 +48,7 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         for name, value in USUAL:
             library.mallopt(name, value)
-        library.malloc_trim(0)
+        give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from auto_round.tuning.gram import LARGEST_INPUT, kind_of
+from auto_round.model.structure import without_numbers
+from auto_round.tuning.gram import LARGEST_INPUT
 from auto_round.tuning.stack import LARGEST, stacks_in
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _products(plan: Plan, block: str) -> int:
     widest = 0
     for layer in plan.quantized:
         if layer.block == block and layer.shape[1] <= LARGEST_INPUT:
-            pairs[kind_of(layer.name)] += layer.shape[1] ** 2
+            pairs[without_numbers(layer.name)] += layer.shape[1] ** 2
             widest = max(widest, layer.shape[1])
     return GRAM * max(pairs.values(), default=0) + SOLVED * widest**2
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 
 from auto_round.data_type.grouping import group_count
+from auto_round.model.finite import not_finite
 from auto_round.tuning.layer import TunableLinear
 
 __all__ = ["Inputs", "compensate"]
@@ -105,7 +106,7 @@ def compensate(tunable: TunableLinear, inputs: Inputs) -> bool:
         wanted = wanted + moved.float()
     found = _walk(wanted, columns, gram, weight.dtype)
     before = _error(tunable.quantized_weight().float() - wanted, inputs.gram)
-    if not bool(torch.isfinite(found).all()):
+    if not_finite(found):
         return False
     after = _error(tunable.rounded_from(found).float() - wanted, inputs.gram)
     if after >= before:

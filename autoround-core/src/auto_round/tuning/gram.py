@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from auto_round.model.structure import without_numbers
 from auto_round.tuning.chains import PROBE_SAMPLES, Chains, Runner
 from auto_round.tuning.compensation import Inputs, compensate
 from auto_round.tuning.layer import TunableLinear
@@ -17,7 +18,7 @@ from auto_round.tuning.layer import TunableLinear
 if TYPE_CHECKING:
     from auto_round.tuning.options import TuningOptions
 
-__all__ = ["LARGEST_INPUT", "compensate_block", "kind_of", "stages"]
+__all__ = ["LARGEST_INPUT", "compensate_block", "stages"]
 
 LARGEST_INPUT = 1 << 14
 """Inputs of a layer beyond which its Gram matrices, a gigabyte each, and what is made of them are left alone."""
@@ -76,21 +77,16 @@ def stages(linears: Mapping[str, nn.Module], run: Callable[[], object]) -> list[
     by_kind: dict[str, list[str]] = {}
     by_input: dict[int, list[str]] = {}
     for name, x in calls:
-        stage = by_kind.get(kind_of(name)) or by_input.get(id(x))
+        stage = by_kind.get(without_numbers(name)) or by_input.get(id(x))
         if stage is None:
             stage = []
             found.append(stage)
-        by_kind[kind_of(name)] = by_input[id(x)] = stage
+        by_kind[without_numbers(name)] = by_input[id(x)] = stage
     # Every expert, whether a token of this run reached it or not.
     for name in linears:
-        if kind_of(name) in by_kind:
-            by_kind[kind_of(name)].append(name)
+        if without_numbers(name) in by_kind:
+            by_kind[without_numbers(name)].append(name)
     return found
-
-
-def kind_of(name: str) -> str:
-    """What layers of one kind have in common: their name without its numbers."""
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 class _Collector:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.model.structure import without_numbers
 from auto_round.tuning.rescaling import (
     Rescaling,
     columns_of,
@@ -27,7 +28,7 @@ from auto_round.tuning.rescaling import (
     scale_rows,
 )
 
-__all__ = ["find_rescalings", "without_numbers"]
+__all__ = ["find_rescalings"]
 
 DIGITS = 256
 """Factors that float32 tells apart with certainty, 1 + n / DIGITS: rows are numbered in this base."""
@@ -77,11 +78,6 @@ def find_rescalings(
         ]
     order = {name: n for n, (name, _) in enumerate(block.named_modules())}
     return sorted(found, key=lambda place: order[place.writer])
-
-
-def without_numbers(name: str) -> str:
-    """The name with every number out of it: `experts.3.up` and `experts.7.up` are one."""
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 def _can_write(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from auto_round.calibration.observer import InputObserver
 from auto_round.data_type.activation import ActivationQuantizer
 from auto_round.errors import CalibrationError
+from auto_round.model.structure import without_numbers
 from auto_round.plan import LayerSpec
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.result import LayerResult
@@ -131,8 +132,8 @@ def _seen_through(activation: ActivationQuantizer) -> Any:
 def _range_of(name: str, observer: InputObserver | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The range of a layer's input; that of its likes for an expert that no token was sent to."""
     if observer is not None:
-        template = _without_numbers(name)
-        seen = [name] if name in observer.lows else [n for n in observer.lows if _without_numbers(n) == template]
+        template = without_numbers(name)
+        seen = [name] if name in observer.lows else [n for n in observer.lows if without_numbers(n) == template]
         if seen:
             low = torch.stack([observer.lows[n] for n in seen]).min()
             high = torch.stack([observer.highs[n] for n in seen]).max()
@@ -145,7 +146,3 @@ def _range_of(name: str, observer: InputObserver | None) -> tuple[torch.Tensor, 
     raise CalibrationError(
         f"no calibration token reached layer {name}, whose activations are static: pass more text, or other text."
     )
-
-
-def _without_numbers(name: str) -> str:
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
