@@ -22,6 +22,8 @@ def test_what_tuning_needs_is_added_up(monkeypatch, registry, tmp_path):
     options = {"iters": 1, "gradient_accumulate_steps": 2, "seqlen": 16}
     several = AutoRound(tmp_path, scheme="STEPS4", registry=registry, **options).memory_needed()
     assert several.block == 2 * block + (5 + 3 + 3 + 4) * block
+    thrifty = AutoRound(tmp_path, scheme="STEPS4", registry=registry, low_memory=True, iters=1, seqlen=16)
+    assert thrifty.memory_needed().block == (2 + 5) * block + 4 * 32 * 48
     words = 256  # of the vocabulary
     outside = 2 * (2 * words * 32)  # embedding and output, bfloat16
     assert need.outside == 0  # they are let go of

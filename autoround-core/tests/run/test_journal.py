@@ -242,6 +242,11 @@ def test_options_that_decide_nothing_may_change(undisturbed, cut_off, again):
     assert again(options=options) == undisturbed("rounded")[0]
 
 
+def test_who_ran_out_of_memory_goes_on_with_less(undisturbed, cut_off, again):
+    cut_off(before="auto_round.run.journal:Journal.add", nth=3)
+    assert again(options={**KINDS["tuned"], "low_memory": True}) == undisturbed("tuned")[0]
+
+
 @pytest.mark.parametrize("kind", ["tuned", "searched"])
 def test_where_activations_live_decides_nothing(undisturbed, cut_off, again, kind):
     """Every finished part has them on disk, and whoever goes on may keep them elsewhere."""

@@ -16,10 +16,10 @@ def shift(tensor, v=0.0):
     return tensor + v, None, None
 
 
-def layer_of(weight, function=shift):
+def layer_of(weight, function=shift, data_type=None, group_size=-1):
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight.clone()
-    scheme = QuantizationScheme(bits=4, group_size=-1, data_type="it")
-    data_type = FunctionDataType("it", function, accepted_offers(function))
+    scheme = QuantizationScheme(bits=4, group_size=group_size, data_type="it").resolved()
+    data_type = data_type or FunctionDataType("it", function, accepted_offers(function))
     spec = LayerSpec("it", tuple(weight.shape), torch.float32, "b", False, False, scheme, data_type)
     return TunableLinear(linear, spec, torch.float32, torch.device("cpu"))

@@ -80,7 +80,7 @@ def test_errors_that_cancel_in_a_block_are_seen_by_the_improved_recipe_alone(rec
 
     # What is learnt starts as errors of opposite sign, so that the block is less wrong than its layers.
     def learnable(layer, start):
-        layer.make_learnable = lambda _minmax: layer.learnt.update({"v": nn.Parameter(torch.full((2, 3), start))})
+        layer.make_learnable = lambda _minmax, **_: layer.learnt.update({"v": nn.Parameter(torch.full((2, 3), start))})
 
     learnable(block.one, 0.5)
     learnable(block.two, -0.3)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["activations", "model_and_scheme", "read_model", "read_scheme"]
+__all__ = ["activations", "low_memory", "model_and_scheme", "read_model", "read_scheme"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,7 +57,9 @@ activations = click.option(
     type=click.Choice(["disk", "cpu", "device"]),
     help="Where activations between blocks live.  [default: disk, cpu without a journal]",
 )
-"""The option of both that decides what memory they need."""
+
+low_memory = click.option("--low-memory", is_flag=True, help="Tune with less memory, slower; the same result.")
+"""Options of both that decide what memory is needed."""
 
 _OPTIONS = [
     click.argument("model_argument", metavar="MODEL", required=False),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_round.cli.model_options import activations, model_and_scheme, read_model, read_scheme
+from auto_round.cli.model_options import activations, low_memory, model_and_scheme, read_model, read_scheme
 from auto_round.sizes import readable_size
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = ["plan"]
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
 @activations
+@low_memory
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def plan(**options: Any) -> None:
     """Show, layer by layer, what would be done to MODEL, from its config and the headers of its files alone."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from auto_round.cli.model_options import activations, model_and_scheme, read_model, read_scheme
+from auto_round.cli.model_options import activations, low_memory, model_and_scheme, read_model, read_scheme
 from auto_round.sizes import readable_size
 
 __all__ = ["quantize"]
@@ -42,6 +42,7 @@ __all__ = ["quantize"]
 @click.option("--restart", is_flag=True, help="Forget what an earlier run left, instead of going on from there.")
 @click.option("--no-resume", is_flag=True, help="Keep no journal; a run that is cut off is lost.")
 @activations
+@low_memory
 @click.option("--workers", type=int, help="Layers rounded at once where no data flows.  [default: threads]")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def quantize(**options: Any) -> None:

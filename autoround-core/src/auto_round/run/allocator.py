@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ask_for_large_pages", "freed_memory_kept", "give_back_freed_memory"]
+__all__ = ["ask_for_large_pages", "freed_memory_kept", "freed_memory_returned", "give_back_freed_memory"]
 
 # Names of malloc.h of glibc, see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 NEVER = 2**31 - 1
 """The largest number `mallopt` takes."""
+
+ALONE = 1 << 20
+"""Bytes from which memory is mapped by itself, and so goes back as soon as it is free, where that is asked for."""
 
 USUAL = ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20))
 """What glibc comes to by itself in a process that frees large blocks, which those of tensors are."""
@@ -37,12 +40,25 @@ def freed_memory_kept() -> Iterator[None]:
 
     Nothing happens where the C library is not glibc, or where the user has set a variable of its allocator.
     """
+    with _allocating((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER)):
+        yield
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Have this process return what it frees at once, for the least memory; slower. Exceptions as above."""
+    with _allocating((M_MMAP_THRESHOLD, ALONE), (M_TRIM_THRESHOLD, ALONE)):
+        yield
+
+
+@contextmanager
+def _allocating(*settings: tuple[int, int]) -> Iterator[None]:
     library = _glibc()
     if library is None or any(name.startswith("MALLOC_") for name in os.environ):
         yield
         return
-    library.mallopt(M_MMAP_MAX, 0)
-    library.mallopt(M_TRIM_THRESHOLD, NEVER)
+    for name, value in settings:
+        library.mallopt(name, value)
     try:
         yield
     finally:

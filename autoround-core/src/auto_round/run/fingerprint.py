@@ -41,7 +41,7 @@ def fingerprint(
 ) -> Fingerprint:
     """What decides the result of a run, in terms that a message can name."""
     assert model.directory is not None
-    tuning = {f.name: str(getattr(options, f.name)) for f in dataclasses.fields(options)}
+    tuning = {f.name: str(getattr(options, f.name)) for f in dataclasses.fields(options) if f.compare}
     return {
         "model": str(model.directory.resolve()),
         **{f"file {path.name}": told for path, told in _files(model.directory)},

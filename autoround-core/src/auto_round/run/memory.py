@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ GRADIENT = 4
 
 PASSING = 3
 """Bytes per weight between forward and backward: the weight that was computed with, and what its rounding remembers."""
+
+ROUNDED_AGAIN = 4
+"""Bytes per weight of the largest layer where it is rounded again: the weight, or its gradient and parts of others."""
 
 FINISHED = 3
 """Bytes per weight of a block that is done: a code, and what it decodes to."""
@@ -102,9 +106,7 @@ def memory_needed(
         if layer.quantized and layer.block is not None:
             numbers[layer.block] += layer.shape[0] * layer.shape[1]
     largest = max(plan.blocks, key=lambda block: weights[block])
-    learnt = ((LEARNING + PASSING if options.iters else EXACT * options.improved) + FINISHED) * numbers[largest]
-    if options.iters:
-        learnt += GRADIENT * (numbers[largest] if options.gradient_accumulate_steps > 1 else _at_once(plan, largest))
+    learnt = _learnt(plan, options, largest, numbers[largest])
     if options.compensates:
         learnt += _products(plan, largest)
     outside = weights[""] + sum(tensor.nbytes for tensor in plan.kept)
@@ -128,6 +130,17 @@ def _products(plan: Plan, block: str) -> int:
             pairs[without_numbers(layer.name)] += layer.shape[1] ** 2
             widest = max(widest, layer.shape[1])
     return GRAM * max(pairs.values(), default=0) + SOLVED * widest**2
+
+
+def _learnt(plan: Plan, options: TuningOptions, block: str, weights: int) -> int:
+    """Bytes beside the weights of a block while it is worked on."""
+    if not options.iters:
+        return (EXACT * options.improved + FINISHED) * weights
+    adds_up = options.gradient_accumulate_steps > 1
+    if options.low_memory:
+        largest = max((math.prod(layer.shape) for layer in plan.quantized if layer.block == block), default=0)
+        return (LEARNING + GRADIENT * adds_up) * weights + ROUNDED_AGAIN * largest
+    return (LEARNING + PASSING + FINISHED) * weights + GRADIENT * (weights if adds_up else _at_once(plan, block))
 
 
 def _at_once(plan: Plan, block: str) -> int:

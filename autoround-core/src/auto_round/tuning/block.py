@@ -84,13 +84,14 @@ def quantize_block(
             for tunable in learning:
                 tunable.keep()
                 tunable.start_from(tunable.original, tunable.original)
-        units = stacked(learning, name)
+        units = learning if options.low_memory else stacked(learning, name)
         with renewed(block, units), torch.enable_grad():
             outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step, rival)
         _put(block, {inner[n]: linear for n, linear in linears.items()})
     finished = []
     for layer_name, tunable in tunables.items():
         result = finish(tunable, observer)
+        tunable.let_go()
         for linear in {id(m): m for m in (linears[layer_name], originals[layer_name])}.values():
             install(linear, result)
         finished.append(result)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,7 +15,7 @@ from auto_round.calibration.observer import InputObserver
 from auto_round.calibration.store import ActivationStore
 from auto_round.model.weights import OUTSIDE
 from auto_round.plan import LayerSpec, Plan
-from auto_round.run.allocator import give_back_freed_memory
+from auto_round.run.allocator import freed_memory_returned, give_back_freed_memory
 from auto_round.run.ranks import Ranks
 from auto_round.tuning.block import quantize_block
 from auto_round.tuning.chains import Chains
@@ -138,7 +139,8 @@ class Engine:
             yield from self.round([layers for _, layers in parts])
             return
         for name, layers in parts:
-            result = self._quantize(name, layers)
+            with freed_memory_returned() if self.options.low_memory else nullcontext():
+                result = self._quantize(name, layers)
             self.progress.block(result)
             yield result
             del result  # not to be there while the next one is made

@@ -19,6 +19,7 @@ from auto_round.plan import LayerSpec
 from auto_round.schemes import GroupSize
 from auto_round.tuning.own_error import OwnErrors
 from auto_round.tuning.result import LayerResult
+from auto_round.tuning.thrifty import Piece, pieces_of, rounded_again
 
 __all__ = ["TunableLinear"]
 
@@ -36,6 +37,7 @@ class TunableLinear(nn.Module):
         learnt: `v`, `min_scale`, `max_scale` as far as the data type learns them, float32.
         tuned: bounds of those.
         fixed: what else the data type is offered.
+        pieces: what it is rounded in where it keeps nothing from the forward pass to the backward pass, else none.
         own_errors: what is told of its own error while it learns, if anything is.
     """
 
@@ -59,6 +61,7 @@ class TunableLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().to(device, compute_dtype)
         self.compute_dtype = compute_dtype
         self.learnt = nn.ParameterDict()
+        self.pieces: list[Piece] = []
         self.own_errors: OwnErrors | None = None
         self.activation: ActivationQuantizer | SharedInput | None = None
         self._frozen: Mapping[str, torch.Tensor] = {}
@@ -133,8 +136,13 @@ class TunableLinear(nn.Module):
         self.weight, self.wanted = weight, wanted
         self._writes = writes_into(weight)
 
-    def make_learnable(self, minmax: bool) -> None:
-        """Add the parameters the data type learns, at their neutral values."""
+    def make_learnable(self, minmax: bool, *, thrifty: bool = False) -> None:
+        """Add the parameters the data type learns, at their neutral values.
+
+        Args:
+            minmax: those of the scales, too.
+            thrifty: round again in the backward pass, see `auto_round.tuning.thrifty`.
+        """
         shape, group_size = self.layer.shape, self.layer.scheme.group_size
         for name in self.tuned:
             if name == "v":
@@ -143,7 +151,13 @@ class TunableLinear(nn.Module):
                 start = torch.ones(group_count(shape, group_size), device=self.weight.device)
             else:
                 continue
-            self.learnt[name] = nn.Parameter(start)
+            self.learnt[name] = nn.Parameter(start, requires_grad=not thrifty)
+        self.pieces = pieces_of(self) if thrifty else []
+
+    @property
+    def learning(self) -> list[Mapping[str, nn.Parameter]]:
+        """What has gradients, those that get them together together: what is learnt, or pieces of it."""
+        return [piece.learnt for piece in self.pieces] or [dict(self.learnt)]
 
     @property
     def shares(self) -> bool:
@@ -209,7 +223,13 @@ class TunableLinear(nn.Module):
         qdq, _, _ = self.data_type.quant_tensor(weight, **named, **offers)
         return qdq
 
+    def rounded_piece(self, piece: Piece) -> torch.Tensor:
+        """What some rows are rounded to, differentiable in what is learnt for them."""
+        return self._rounded(piece.weight, self.layer.scheme.group_size, {**piece.fixed, **piece.learnt})
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pieces and torch.is_grad_enabled():
+            return rounded_again(self, self.as_seen(x))
         return self.compute(x, self.quantized_weight() if self._source is None else self._source())
 
     def as_seen(self, x: torch.Tensor) -> torch.Tensor:
@@ -254,6 +274,10 @@ class TunableLinear(nn.Module):
             return self.quantized_weight(learnt).to(self.weight.dtype)
         offers = {**self.fixed, **{name: parameter.detach() for name, parameter in learnt.items()}}
         return self.data_type.encode(self.weight, self.layer.scheme, **offers)
+
+    def let_go(self) -> None:
+        """Learn no more, and forget what was learnt: it is finished."""
+        self.learnt, self.pieces = nn.ParameterDict(), []
 
     @torch.no_grad()
     def finish(self) -> LayerResult:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from auto_round.errors import UnknownOptionError
@@ -47,6 +47,8 @@ class TuningOptions:
             longer (`CalibrationTokens.joined`), and scales take smaller steps. Weights make up for what rounding
             changed before them (`compensation`), which steps have to do better than, block by block; static activations
             have their range chosen (`clipping`).
+        low_memory: keep no rounded weight from the forward pass to the backward pass but round it again, and give freed
+            memory back at once: slower, with the same result. For the published recipe.
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
     """
 
@@ -60,11 +62,17 @@ class TuningOptions:
     search: bool = True
     seed: int = 42
     recipe: str = "published"
+    # Not compared: who runs out of memory goes on with it.
+    low_memory: bool = field(default=False, compare=False)
     compute_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise UnknownOptionError(f"recipe must be {' or '.join(RECIPES)}, not {self.recipe!r}.")
+        if self.low_memory and self.improved:
+            raise UnknownOptionError(
+                "low_memory is for recipe published: best needs the rounded weights for what each layer gets wrong."
+            )
         for name, least in (("iters", 0), ("batch_size", 1), ("gradient_accumulate_steps", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -9,7 +9,7 @@ not by the luckiest mini-batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -100,8 +100,8 @@ def tune_block(
         rival: the loss, on the fixed slice, of what the layers keep already; it stays unless steps do better.
     """
     for layer in layers:
-        layer.make_learnable(options.enable_minmax_tuning)
-    of_layers = [_slots_of(layer, options) for layer in layers]
+        layer.make_learnable(options.enable_minmax_tuning, thrifty=options.low_memory)
+    of_layers = [_slots_of(learnt, layer, options) for layer in layers for learnt in layer.learning]
     slots = [slot for of_layer in of_layers for slot in of_layer]
     keeper = _Keeper(layers, FixedSlice(samples, batch_size, device), rival)
     keeper.look(0)
@@ -114,7 +114,7 @@ def tune_block(
     looks = _looks(options.iters)
     batches = _batches(len(samples.inputs), batch_size, generator)
     at_once = options.gradient_accumulate_steps == 1 and samples.ranks.size == 1
-    with freed_memory_kept():
+    with nullcontext() if options.low_memory else freed_memory_kept():
         for step in range(options.iters):
             factor = 1.0 - step / options.iters
             with _stepping(of_layers, factor) if at_once else nullcontext():
@@ -159,11 +159,11 @@ class _Slot:
     neutral: float
 
 
-def _slots_of(layer: TunableLinear, options: TuningOptions) -> list[_Slot]:
+def _slots_of(learnt: Mapping[str, torch.nn.Parameter], layer: TunableLinear, options: TuningOptions) -> list[_Slot]:
     bits = layer.layer.scheme.bits
     return [
         _Slot(p, options.step_size(bits), 0.0) if name == "v" else _Slot(p, options.minmax_step_size(bits), 1.0)
-        for name, p in layer.learnt.items()
+        for name, p in learnt.items()
     ]
 
 
