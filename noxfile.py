@@ -32,7 +32,6 @@ INSTALL_ENV = {"UV_FIND_LINKS": FIND_LINKS} if FIND_LINKS and "UV_FIND_LINKS" no
 # Nothing here needs a hub; what asks for one is told at once that there is none. And bytecode is kept: tests start many
 # processes, each of which would compile all of transformers again.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
-# Tests start many fresh processes; without kept bytecode each would compile all of transformers again.
 
 
 def install(session: nox.Session, *requirements: str) -> None:
