@@ -157,6 +157,19 @@ def vendor(session: nox.Session) -> None:
     session.run("python", script, finished, generated, ROOT / MODEL, text, *checkpoints, env=OFFLINE)
 
 
+@nox.session(default=False)
+def device(session: nox.Session) -> None:
+    """Acceptance, ten minutes or more: everything is where it belongs when blocks compute on another device.
+
+    The device is a pretended one, see the script. After `--`: schemes, instead of those that steps are measured for.
+    """
+    install(session, *(f"./{folder}" for folder in DISTRIBUTIONS.values()))
+    measured = (nox.project.load_toml(file) for file in sorted(ROOT.glob("autoround-*/benchmarks.toml")))
+    schemes = session.posargs or [scheme for told in measured for scheme in told.get("step", ())]
+    script = "autoround-core/acceptance/other_device.py"
+    session.run("python", script, MODEL, f"{TEXTS}/peps-calib.txt", *schemes, env=OFFLINE)
+
+
 @nox.session(venv_backend="uv", default=False)
 def vllm(session: nox.Session) -> None:
     """Acceptance, several GB: vLLM loads checkpoints of ours and agrees with transformers on how likely a text is.
