@@ -10,7 +10,7 @@ attention on CPUs alone.
 
 Without steps both must be the same to the last bit: data types work in larger pieces there, on the same numbers. With
 steps sums are added up in another order and the sign of a gradient near zero turns, so that weights take other ways to
-losses that were seen to differ by less than a fiftieth; a tenth is let pass.
+losses that were seen to differ by less than a thirtieth; a tenth is let pass.
 """
 
 from __future__ import annotations
