@@ -28,13 +28,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 NAME = "elsewhere"
 DEVICE = f"{NAME}:0"
 STEPS = {"iters": 20, "nsamples": 32, "seqlen": 64, "batch_size": 4}
-CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("no steps", {"iters": 0}),
-    ("steps", {}),
-    ("steps, activations on the device", {"activations": "device"}),
-    ("steps, low memory", {"low_memory": True}),
-    ("steps, best recipe", {"recipe": "best"}),
+Options = dict[str, Any]
+CASES: tuple[tuple[str, Options, tuple[tuple[str, Options], ...]], ...] = (
+    ("no steps", {"iters": 0}, (("", {}),)),
+    (
+        "steps",
+        {},
+        (("", {}), (", activations on the device", {"activations": "device"}), (", low memory", {"low_memory": True})),
+    ),
+    ("steps, best recipe", {"recipe": "best"}, (("", {}),)),
 )
+"""What decides a result, run on the CPU once, and with it what decides nothing."""
+
 APART = 0.1
 
 MOVING = ("aten::copy_", "aten::_to_copy")
@@ -125,7 +130,7 @@ def set_up() -> torch.library.Library:
     return library
 
 
-def quantized(model: str, text: str, scheme: str, device: str, options: dict[str, Any]) -> tuple[Any, list[float]]:
+def quantized(model: str, text: str, scheme: str, device: str, options: Options) -> tuple[Any, list[float]]:
     """Weights of two blocks, and the losses they end at."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -149,17 +154,29 @@ def main(model: str, text: str, *schemes: str) -> int:
     warnings.filterwarnings("ignore")
     library, failed = set_up(), 0
     for scheme in schemes:
-        for case, options in CASES:
-            there, losses = quantized(model, text, scheme, DEVICE, options)
-            here, expected = quantized(model, text, scheme, "cpu", options)
-            apart = max((abs(a / b - 1) for a, b in zip(losses, expected, strict=True)), default=0.0)
-            same = all(torch.equal(there[name], weight) for name, weight in here.items())
-            good = same if not expected else apart <= APART
-            failed += not good
-            told = "the same bits" if same else f"losses {apart:.3f} apart"
-            print(f"{scheme:14} {case:34} {told}{'' if good else '   NOT AS IT SHOULD BE'}", flush=True)
+        for case, deciding, ways in CASES:
+            here, expected = quantized(model, text, scheme, "cpu", deciding)
+            for way, options in ways:
+                there, losses = quantized(model, text, scheme, DEVICE, {**deciding, **options})
+                failed += not _compared(f"{scheme:14} {case + way:34}", there, here, losses, expected)
     del library
     return int(failed > 0)
+
+
+def _compared(
+    title: str,
+    there: dict[str, torch.Tensor],
+    here: dict[str, torch.Tensor],
+    losses: list[float],
+    expected: list[float],
+) -> bool:
+    """Print a line; whether it is as it should be."""
+    apart = max((abs(a / b - 1) for a, b in zip(losses, expected, strict=True)), default=0.0)
+    same = all(torch.equal(there[name], weight) for name, weight in here.items())
+    good = apart <= APART if expected else same
+    told = "the same bits" if same else f"losses {apart:.3f} apart"
+    print(f"{title} {told}{'' if good else '   NOT AS IT SHOULD BE'}", flush=True)
+    return good
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from auto_round import AutoRound
 from auto_round.plan import LayerSpec
 from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.stack import LayerStack, renewed, stacked
+
+from .conftest import tune
 
 pytestmark = pytest.mark.slow
 
@@ -46,15 +47,6 @@ def calls(steps, monkeypatch):
     monkeypatch.setattr(type(steps), "offers", steps.offers)
     monkeypatch.setattr(type(steps), "quant_tensor", listen)
     return seen
-
-
-def tune(directory, registry, tokens, **options):
-    job = AutoRound(
-        directory, scheme="STEPS4", dataset=tokens, registry=registry, nsamples=8, batch_size=4, iters=4, lr=0.1,
-        verbose=False, **options,
-    )  # fmt: skip
-    model, _ = job.quantize()
-    return {name: p.clone() for name, p in model.named_parameters()}, job
 
 
 @pytest.mark.parametrize("options", [{}, {"group_size": -1}, {"disable_opt_rtn": True}, {"act_bits": 8, "act_data_type":

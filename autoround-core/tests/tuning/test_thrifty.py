@@ -4,12 +4,11 @@
 import pytest
 import torch
 
-from auto_round import AutoRound
 from auto_round.errors import UnknownOptionError
 from auto_round.tuning import thrifty
 from auto_round.tuning.options import TuningOptions
 
-from .conftest import layer_of
+from .conftest import layer_of, tune
 
 
 @pytest.fixture
@@ -23,21 +22,16 @@ def steps_layer(registry):
     return lambda weight: layer_of(weight, data_type=registry.data_type("steps"), group_size=32)
 
 
-def tuned(directory, registry, tokens, **options):
-    job = AutoRound(
-        directory, scheme="STEPS4", dataset=tokens, registry=registry, nsamples=8, batch_size=4, iters=4, lr=0.1,
-        verbose=False, **options,
-    )  # fmt: skip
-    model, _ = job.quantize()
-    return dict(model.named_parameters()), [block.loss_after for block in job.report.blocks]
+def losses(job):
+    return [block.loss_after for block in job.report.blocks]
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulate_steps": 2}, {"act_bits": 8, "act_data_type": "steps"}])
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt2"])
 def test_the_same_bits_come_out(small_pieces, stored, registry, tokens, family, options):
-    weights, losses = tuned(stored(family), registry, tokens, **options)
-    again, same_losses = tuned(stored(family), registry, tokens, low_memory=True, **options)
-    assert same_losses == losses
+    weights, job = tune(stored(family), registry, tokens, **options)
+    again, thrifty_job = tune(stored(family), registry, tokens, low_memory=True, **options)
+    assert losses(thrifty_job) == losses(job)
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 

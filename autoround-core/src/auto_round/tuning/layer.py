@@ -160,9 +160,9 @@ class TunableLinear(nn.Module):
         return [piece.learnt for piece in self.pieces] or [dict(self.learnt)]
 
     @property
-    def shares(self) -> bool:
-        """Whether it has something in common with other layers."""
-        return bool(self._shared)
+    def rows_alone(self) -> bool:
+        """Whether all that its data type is offered lies on rows: no scale of several layers, no importance."""
+        return not self._shared and "imatrix" not in self.fixed
 
     @property
     def members(self) -> tuple[TunableLinear, ...]:

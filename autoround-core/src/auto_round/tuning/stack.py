@@ -133,8 +133,7 @@ def renewed(block: nn.Module, units: Iterable[TunableLinear]) -> Iterator[None]:
 def _kind(layer: TunableLinear, block: str) -> object:
     """What layers of one stack have in common, None for a layer that goes into none."""
     spec, weight = layer.layer, layer.weight
-    # The importance of inputs differs from layer to layer and has no row to lie on.
-    if layer.shares or "imatrix" in layer.fixed or not stacks_in(spec, block):
+    if not layer.rows_alone or not stacks_in(spec, block):
         return None
     rows = weight.shape[0]
     told = tuple((n, (o.shape[0] / rows, o.shape[1:]) if _has_rows(o) else o) for n, o in layer.fixed.items())

@@ -46,7 +46,7 @@ class Piece:
 
 def pieces_of(layer: TunableLinear) -> list[Piece]:
     """A layer with learnt parameters in pieces, or in one where its data type does not stack."""
-    count, parts = len(layer.weight), _parts(layer)
+    count = len(layer.weight)
 
     def cut(offer: Any, part: slice) -> Any:
         whole = not isinstance(offer, torch.Tensor) or not offer.dim() or len(offer) * part.stop % count
@@ -56,11 +56,11 @@ def pieces_of(layer: TunableLinear) -> list[Piece]:
         Piece(
             part,
             layer.weight[part],
-            {name: cut(offer, part) if len(parts) > 1 else offer for name, offer in layer.fixed.items()},
+            {name: cut(offer, part) for name, offer in layer.fixed.items()},
             # `data`, because a step of one piece must not look like a write to what another one has saved.
             {name: nn.Parameter(cut(parameter.data, part)) for name, parameter in layer.learnt.items()},
         )
-        for part in parts
+        for part in _parts(layer)
     ]
 
 
@@ -70,7 +70,7 @@ def _parts(layer: TunableLinear) -> list[slice]:
     height = max(TALL, WEIGHTS // columns // TALL * TALL)
     parts = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
     stack = all(layer.data_type.stacks(layer.layer.scheme, (part.stop - part.start, columns)) for part in parts)
-    return parts if stack and not layer.shares and "imatrix" not in layer.fixed else [slice(0, rows)]
+    return parts if stack and layer.rows_alone else [slice(0, rows)]
 
 
 def rounded_again(layer: TunableLinear, x: torch.Tensor) -> torch.Tensor:
