@@ -68,3 +68,32 @@ def test_experts_are_counted_as_the_stacks_they_are_tuned_in(stored, registry, m
     assert job.memory_needed().block == 13 * block + 4 * 4 * 2 * 16 * 32
     monkeypatch.setattr(type(registry.data_type("steps")), "stacks", lambda *_: False)
     assert job.memory_needed().block == 13 * block + 4 * 32 * 32
+
+
+def test_too_little_memory_is_said_with_what_needs_less(stored, registry, monkeypatch, caplog, tmp_path):
+    options = {"registry": registry, "dataset": torch.zeros(8, 16, dtype=torch.long), "nsamples": 8, "seqlen": 16}
+    job = AutoRound(stored("llama"), scheme="STEPS4", iters=1, low_cpu_mem_usage=True, verbose=False, **options)
+    need = job.memory_needed()
+    free = need.total - need.process
+    monkeypatch.setattr("auto_round.run.memory.free_memory", lambda: free)
+    assert job.memory_short() is None
+    monkeypatch.setattr("auto_round.run.memory.free_memory", lambda: None)  # the system does not tell
+    assert job.memory_short() is None
+    monkeypatch.setattr("auto_round.run.memory.free_memory", lambda: free - 1)
+    assert "--low-memory" in job.memory_short()
+    job.quantize_and_save(tmp_path / "out", "fake")
+    assert "may become very slow or be killed; --low-memory" in caplog.text
+    for more, told in (({"low_memory": True}, "smaller batches"), ({"recipe": "best"}, "smaller batches"),
+                       ({"iters": 0, "disable_opt_rtn": True}, "fewer workers")):  # fmt: skip
+        other = AutoRound(stored("llama"), scheme="STEPS4", **{"iters": 1, **more}, **options)
+        monkeypatch.setattr("auto_round.run.memory.free_memory", lambda: 1)
+        assert told in other.memory_short()
+        assert "--low-memory" not in other.memory_short()
+
+
+def test_a_model_that_stays_in_memory_is_not_warned_of(stored, registry, monkeypatch, caplog):
+    monkeypatch.setattr("auto_round.run.memory.free_memory", lambda: 1)
+    AutoRound(
+        stored("llama"), scheme="STEPS4", iters=0, disable_opt_rtn=True, registry=registry, verbose=False
+    ).quantize()
+    assert "killed" not in caplog.text

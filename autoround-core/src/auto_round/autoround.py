@@ -30,7 +30,7 @@ from auto_round.names import did_you_mean
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
 from auto_round.run.job import Job
-from auto_round.run.memory import MemoryNeed, memory_needed, peak_memory
+from auto_round.run.memory import MemoryNeed, memory_needed, peak_memory, told_short
 from auto_round.run.progress import SilentProgress, default_progress
 from auto_round.run.ranks import joined_ranks
 from auto_round.run.report import RunReport, told_unreached, without_tensors
@@ -174,14 +174,11 @@ class AutoRound:
 
     def memory_needed(self, format: str | Sequence[str] | None = None) -> MemoryNeed:
         """What a run with `low_cpu_mem_usage` will need at its peak; no weight and no text is read for it."""
-        plan = self.plan(format)
-        config = self._opened().model.config
-        return memory_needed(
-            plan, self.options, flows=needs_calibration(plan, self.options), samples=self.nsamples,
-            seqlen=sample_length(self._opened(), self._seqlen), features=getattr(config, "hidden_size", 0),
-            workers=self.workers,
-            elsewhere=self.activations == "device" and self.device.type != "cpu",
-        )  # fmt: skip
+        return self._memory_needed(self.plan(format), self.options)
+
+    def memory_short(self, format: str | Sequence[str] | None = None) -> str | None:
+        """What to tell a user whose machine has less free memory than such a run needs; None if it has enough."""
+        return self._memory_short(self.plan(format))
 
     # What there is to do
 
@@ -271,6 +268,9 @@ class AutoRound:
         with joined_ranks(self.device) as ranks:
             # A model object is not ours to let go of.
             keep = output is None or self._opened().directory is None or not (self.low_cpu_mem_usage or ranks.size > 1)
+            short = None if keep or self.device.type != "cpu" else self._memory_short(plan)
+            if short is not None and ranks.writes:
+                _LOGGER.warning("note: %s", short)
             progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
             job = Job(
                 self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
@@ -292,6 +292,21 @@ class AutoRound:
                 progress.close()
         self._released = not keep
         self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks.values()))
+
+    def _memory_needed(self, plan: Plan, options: TuningOptions) -> MemoryNeed:
+        config = self._opened().model.config
+        return memory_needed(
+            plan, options, flows=needs_calibration(plan, options), samples=self.nsamples,
+            seqlen=sample_length(self._opened(), self._seqlen), features=getattr(config, "hidden_size", 0),
+            workers=self.workers,
+            elsewhere=self.activations == "device" and self.device.type != "cpu",
+        )  # fmt: skip
+
+    def _memory_short(self, plan: Plan) -> str | None:
+        thrifty = None
+        if self.options.iters and not self.options.improved and not self.options.low_memory:
+            thrifty = self._memory_needed(plan, dataclasses.replace(self.options, low_memory=True))
+        return told_short(self._memory_needed(plan, self.options), thrifty)
 
     def _opened(self) -> OpenModel:
         if self._open is None:

@@ -132,8 +132,17 @@ def test_plan_for_people_and_for_programs(model_dir):
     assert "model.layers.1.mlp.down_proj" in shown.output
     assert "outside the blocks" in shown.output
     assert "model.embed_tokens" in shown.output
+    assert "be killed" not in shown.output
     told = json.loads(CliRunner().invoke(main, ["plan", str(model_dir), "--scheme", "STEPS4", "--json"]).output)
     assert told["blocks"] == ["model.layers.0", "model.layers.1"]
     assert len(told["layers"]) == 15
     assert told["kept"][0]["bytes"] == 256 * 32 * 2
     assert told["layers"][0]["data_type"] == "steps"
+
+
+def test_plan_says_when_there_is_too_little_memory(model_dir, monkeypatch):
+    monkeypatch.setattr("auto_round.run.memory.free_memory", lambda: 1)
+    command = ["plan", str(model_dir), "--scheme", "STEPS4"]
+    assert "--low-memory (low_memory=True) needs" in CliRunner().invoke(main, command).output
+    best = CliRunner().invoke(main, [*command, "--recipe", "best"]).output
+    assert "killed; smaller batches" in best

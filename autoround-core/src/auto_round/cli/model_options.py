@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["activations", "low_memory", "model_and_scheme", "read_model", "read_scheme"]
+__all__ = ["activations", "low_memory", "model_and_scheme", "read_model", "read_scheme", "recipe"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,6 +51,10 @@ class LayerConfigType(click.ParamType):  # type: ignore[type-arg]
             self.fail("a JSON object is needed, layer names to schemes or fields", param, ctx)
         return loaded
 
+
+recipe = click.option(
+    "--recipe", default="published", show_default=True, help="How to tune: published, or best (slower)."
+)
 
 activations = click.option(
     "--activations",

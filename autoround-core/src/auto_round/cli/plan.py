@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_round.cli.model_options import activations, low_memory, model_and_scheme, read_model, read_scheme
+from auto_round.cli.model_options import (
+    activations,
+    low_memory,
+    model_and_scheme,
+    read_model,
+    read_scheme,
+    recipe,
+)
 from auto_round.sizes import readable_size
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ __all__ = ["plan"]
 @model_and_scheme
 @click.option("--nsamples", type=int, default=128, show_default=True, help="Calibration samples.")
 @click.option("--seqlen", type=int, help="Tokens per sample.  [default: 2048, or what the model can take]")
+@recipe
 @click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
@@ -41,6 +49,9 @@ def plan(**options: Any) -> None:
         click.echo(json.dumps({**_plain(made), "memory": dataclasses.asdict(need)}, indent=2))
     else:
         _print(made, need)
+        short = job.memory_short(output_format)
+        if short is not None:
+            click.echo(f"note: {short}")
 
 
 def _plain(made: Plan) -> dict[str, Any]:

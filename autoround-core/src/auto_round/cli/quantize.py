@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from auto_round.cli.model_options import activations, low_memory, model_and_scheme, read_model, read_scheme
+from auto_round.cli.model_options import (
+    activations,
+    low_memory,
+    model_and_scheme,
+    read_model,
+    read_scheme,
+    recipe,
+)
 from auto_round.sizes import readable_size
 
 __all__ = ["quantize"]
@@ -22,7 +29,7 @@ __all__ = ["quantize"]
 @click.option("--nsamples", type=int, default=128, show_default=True, help="Calibration samples.")
 @click.option("--seqlen", type=int, help="Tokens per sample.  [default: 2048, or what the model can take]")
 @click.option("--pack", is_flag=True, help="Join short texts to full samples.")
-@click.option("--recipe", default="published", show_default=True, help="How to tune: published, or best (slower).")
+@recipe
 @click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--gradient-accumulate-steps", type=int, default=1, show_default=True, help="Passes per step.")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from auto_round.model.structure import without_numbers
+from auto_round.run.free_memory import free_memory
+from auto_round.sizes import readable_size
 from auto_round.tuning.gram import LARGEST_INPUT
 from auto_round.tuning.stack import LARGEST, stacks_in
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from auto_round.plan import Plan
     from auto_round.tuning.options import TuningOptions
 
-__all__ = ["MemoryNeed", "memory_needed", "peak_memory"]
+__all__ = ["MemoryNeed", "memory_needed", "peak_memory", "told_short"]
 
 LEARNING = 5
 """Bytes per weight while it is learnt: its offset, float32, and the best code so far."""
@@ -119,6 +121,26 @@ def memory_needed(
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
     return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)
+
+
+def told_short(need: MemoryNeed, thrifty: MemoryNeed | None) -> str | None:
+    """A sentence for a user whose machine has less memory than a run needs; None if it has enough, or none can tell.
+
+    Args:
+        need: of the run.
+        thrifty: of the same run with `low_memory`; None where that would be another run, or is what it is.
+    """
+    free = free_memory()
+    if free is None or need.total - need.process <= free:
+        return None
+    told = (
+        f"this needs about {readable_size(need.total - need.process)} more memory at its peak and "
+        f"{readable_size(free)} are free: it may become very slow or be killed"
+    )
+    less = "smaller batches, fewer or shorter samples need less" if need.activations else "fewer workers need less"
+    if thrifty is not None and thrifty.total < need.total:
+        less = f"--low-memory (low_memory=True) needs {readable_size(thrifty.total - thrifty.process)}, and {less}"
+    return f"{told}; {less}."
 
 
 def _products(plan: Plan, block: str) -> int:
