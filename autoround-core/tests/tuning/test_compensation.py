@@ -25,6 +25,13 @@ def steps_by_range(tensor):
     return torch.round(tensor / scale) * scale, None, None
 
 
+def steps_in_fours(tensor):
+    """Whole numbers, in blocks of four and no others."""
+    if tensor.shape[-1] % 4:
+        raise ValueError("no whole number of blocks")
+    return torch.round(tensor), None, None
+
+
 def inputs_of(x, z=None):
     """What is collected of inputs [tokens, in_features], and of those of the original model."""
     return Inputs(x.T @ x, None if z is None else (z - x).T @ x, len(x))
@@ -72,6 +79,7 @@ def test_what_earlier_layers_got_wrong_is_made_up_for():
     ("function", "tokens"),
     [
         pytest.param(steps_by_range, 200, id="scales depend on the weight"),
+        pytest.param(steps_in_fours, 200, id="columns are refused"),
         pytest.param(steps_of_one, 11, id="few tokens"),
     ],
 )

@@ -13,7 +13,8 @@ what is best for the answers W Z of the original model to its own inputs Z,
 
 least squares, so that a layer makes up for what those before it got wrong. H is damped in both. No data type is asked
 for anything but `quant_tensor`: one column is rounded by itself, under the scales that were found for the whole weight.
-Where that gives another result than rounding all at once, because scales depend on the weight, nothing is done.
+Where it refuses, or that gives another result than rounding all at once because scales depend on the weight, nothing is
+done.
 """
 
 from __future__ import annotations
@@ -76,9 +77,13 @@ class _Columns:
         return self._tunable.rounded_alone(column, offers)
 
     def agree(self) -> bool:
-        """Whether that is what rounding the whole weight does."""
+        """Whether that can be done, and is what rounding the whole weight does."""
         weight = self._tunable.weight
         whole, few = self._tunable.quantized_weight()[:PROBED], weight[:PROBED]
+        try:
+            self.rounded(few[:, :1], 0)
+        except Exception:  # noqa: BLE001 - blocks that a column does not fill, which plugins refuse each in its own way
+            return False
         return all(torch.equal(self.rounded(few[:, n : n + 1], n), whole[:, n : n + 1]) for n in range(weight.shape[1]))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,21 @@ class RoadTests(Declared):
     def test_a_checkpoint_loads_as_it_was_tuned(
         self, data_type: DataType, scheme: QuantizationScheme, registry: Registry, tmp_path: Path
     ) -> None:
+        self._loads_as_tuned(self._checkpoint(data_type, scheme, registry, tmp_path), registry, tmp_path)
+
+    def test_the_improved_recipe_takes_it(self, data_type: DataType, registry: Registry, tmp_path: Path) -> None:
+        """Which, where it can, rounds columns by themselves and scales channels; with the first scheme."""
+        tuned = self._checkpoint(data_type, self.schemes[0], registry, tmp_path, recipe="best")
+        self._loads_as_tuned(tuned, registry, tmp_path)
+
+    def _loads_as_tuned(self, tuned: Mapping[str, torch.Tensor], registry: Registry, folder: Path) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from auto_round.inference.convert_model import convert_hf_model, post_init
 
-        tuned = self._checkpoint(data_type, scheme, registry, tmp_path)
-        loaded: Any = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(tmp_path / "out"), dtype=torch.bfloat16
-        )
+        loaded: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "out"), dtype=torch.bfloat16)
         loaded, used = convert_hf_model(loaded, registry=registry)
-        loaded.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=False)
+        loaded.load_state_dict(load_file(folder / "out" / "model.safetensors"), strict=False)
         loaded.tie_weights()
         post_init(loaded, used)
         for name, weight in tuned.items():
@@ -83,7 +89,7 @@ class RoadTests(Declared):
             assert same, f"{told}; {name} is another weight there than the one that was tuned."
 
     def _checkpoint(
-        self, data_type: DataType, scheme: QuantizationScheme, registry: Registry, folder: Path
+        self, data_type: DataType, scheme: QuantizationScheme, registry: Registry, folder: Path, **options: Any
     ) -> dict[str, torch.Tensor]:
         """Quantize a small model into `out` below a folder; its layers' weights as they were tuned, by name."""
         from transformers import AutoModelForCausalLM, LlamaConfig
@@ -98,10 +104,10 @@ class RoadTests(Declared):
             num_key_value_heads=1, max_position_embeddings=32,
         )  # fmt: skip
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "model")
-        ids = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(0, 64, (16, 32), generator=torch.Generator().manual_seed(0))
         job = AutoRound(
-            folder / "model", scheme=scheme, registry=registry, dataset=ids, iters=2, nsamples=4, seqlen=16,
-            batch_size=2, verbose=False,
+            folder / "model", scheme=scheme, registry=registry, dataset=ids, iters=2, nsamples=16, seqlen=32,
+            batch_size=2, verbose=False, **options,
         )  # fmt: skip
         tuned, _ = job.quantize_and_save(folder / "out", format="auto_round")
         return {layer.name: tuned.get_submodule(layer.name).weight for layer in job.plan("auto_round").quantized}
