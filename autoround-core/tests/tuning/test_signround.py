@@ -47,7 +47,7 @@ def test_the_last_step_is_always_looked_at():
     assert _looks(1) == {1}
 
 
-def run(targets, options, mask=None, rival=None):
+def run(targets, options, mask=None, rival=None, trust=1.0):
     layer = layer_of(torch.zeros(2, 3))
     if rival is not None:
         layer.start_from(torch.full((2, 3), 7.0), layer.weight)
@@ -55,7 +55,8 @@ def run(targets, options, mask=None, rival=None):
         layer.start_from(layer.original, layer.original)
     inputs = torch.ones(8, 4, 3)
     samples = Samples(inputs, targets, mask, layer)
-    outcome = tune_block([layer], samples, options, 4, torch.Generator().manual_seed(0), CPU, rival=rival)
+    generator = torch.Generator().manual_seed(0)
+    outcome = tune_block([layer], samples, options, 4, generator, CPU, rival=rival, trust=trust)
     return layer, outcome
 
 
@@ -145,16 +146,23 @@ def test_what_is_kept_does_not_change_with_what_is_learnt():
 
 
 @pytest.mark.parametrize(
-    ("rival", "lr", "weight", "step"),
+    ("rival", "trust", "lr", "weight", "step"),
     [
-        (1e-9, 0.1, 7.0, 0),  # nothing is better than the rival
-        (1.0, 0.1, 0.1, 1),  # a step is
-        (1.0, 5.0, 0.0, 0),  # steps of 5 overshoot, and plain rounding is better
+        (1e-9, 1.0, 0.1, 7.0, 0),  # nothing is better than the rival
+        (1.0, 1.0, 0.1, 0.1, 1),  # a step is: 0.0036
+        (0.002, 1.0, 0.1, 7.0, 0),  # it is not
+        (0.002, 0.5, 0.1, 0.1, 1),  # but it is less than twice the rival's
+        (0.001, 0.5, 0.1, 7.0, 0),
+        (1.0, 1.0, 5.0, 0.0, 0),  # steps of 5 overshoot, and plain rounding is better
     ],
 )
-def test_what_is_kept_already_stays_unless_something_is_better(rival, lr, weight, step):
-    layer, outcome = run(torch.full((8, 4, 2), 0.36), TuningOptions(iters=2, lr=lr), rival=rival)
+def test_what_is_kept_already_stays_unless_something_is_better(rival, trust, lr, weight, step):
+    layer, outcome = run(torch.full((8, 4, 2), 0.36), TuningOptions(iters=2, lr=lr), rival=rival, trust=trust)
     assert torch.equal(layer.finish().weight, torch.full((2, 3), weight))
     assert outcome.kept_step == step
     assert outcome.loss_before == pytest.approx(0.36**2)
     assert outcome.loss_after == (rival if weight == 7.0 else pytest.approx((0.36 - 3 * weight) ** 2))
+
+
+def test_compensation_is_trusted_less_at_two_bits():
+    assert [TuningOptions(recipe="best").trust(bits) for bits in (2, 3, 4)] == [0.6, 1.0, 1.0]

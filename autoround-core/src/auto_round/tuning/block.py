@@ -86,7 +86,8 @@ def quantize_block(
                 tunable.start_from(tunable.original, tunable.original)
         units = learning if options.low_memory else stacked(learning, name)
         with renewed(block, units), torch.enable_grad():
-            outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step, rival)
+            trust = options.trust(min(tunable.layer.scheme.bits for tunable in learning))
+            outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step, rival, trust)
         _put(block, {inner[n]: linear for n, linear in linears.items()})
     finished = []
     for layer_name, tunable in tunables.items():

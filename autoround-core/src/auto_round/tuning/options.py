@@ -22,6 +22,10 @@ LOW_BITS = 3
 JOINED = 2
 """Samples of the improved recipe's calibration that make one: texts are longer in use than calibration can afford."""
 
+FEW_BITS = 2
+LESS_FOR_FEW_BITS = 0.6
+"""Compensation of so few bits stays only where its loss is below this part of that of steps."""
+
 SMALLER_FOR_SCALES = 0.3
 """Steps of scales relative to those of the rounding, in the improved recipe."""
 
@@ -44,9 +48,9 @@ class TuningOptions:
         seed: decides the order of samples.
         recipe: "published", or "best", which takes up to three times as long: channels are made equal first
             (`auto_round.tuning.equalise`), layers are also asked to be right one by one (`own_error`), samples are made
-            longer (`CalibrationTokens.joined`), and scales take smaller steps. Weights make up for what rounding
-            changed before them (`compensation`), which steps have to do better than, block by block; static activations
-            have their range chosen (`clipping`).
+            longer (`CalibrationTokens.joined`), scales take smaller steps, and weights make up for what was rounded
+            before them (`compensation`); a block keeps that unless steps do better, at two bits unless they come near.
+            Static activations have their range chosen (`clipping`).
         low_memory: keep no rounded weight from the forward pass to the backward pass but round it again, and give freed
             memory back at once: slower, with the same result. For the published recipe.
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
@@ -95,6 +99,14 @@ class TuningOptions:
         keeps what is better.
         """
         return self.improved and self.search
+
+    def trust(self, bits: int) -> float:
+        """At which part of the loss that steps reach, or less, a block of so few bits keeps compensation.
+
+        At two bits blocks that were compensated left models worse than their loss says, on every model that was tried;
+        benchmarks/accuracy.md has the figures.
+        """
+        return LESS_FOR_FEW_BITS if bits <= FEW_BITS else 1.0
 
     @property
     def joined(self) -> int:

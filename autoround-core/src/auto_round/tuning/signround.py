@@ -89,6 +89,7 @@ def tune_block(
     device: torch.device,
     on_step: Callable[[], None] = lambda: None,
     rival: float | None = None,
+    trust: float = 1.0,
 ) -> TuningOutcome:
     """Learn the rounding of the layers of one block; they keep what the best parameters found give.
 
@@ -98,12 +99,13 @@ def tune_block(
         generator: decides the order of samples.
         on_step: called after every step.
         rival: the loss, on the fixed slice, of what the layers keep already; it stays unless steps do better.
+        trust: for that to be, a part of their loss that it must not exceed.
     """
     for layer in layers:
         layer.make_learnable(options.enable_minmax_tuning, thrifty=options.low_memory)
     of_layers = [_slots_of(learnt, layer, options) for layer in layers for learnt in layer.learning]
     slots = [slot for of_layer in of_layers for slot in of_layer]
-    keeper = _Keeper(layers, FixedSlice(samples, batch_size, device), rival)
+    keeper = _Keeper(layers, FixedSlice(samples, batch_size, device), rival, trust)
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
@@ -238,10 +240,13 @@ class _Keeper:
         first: the loss before any step.
     """
 
-    def __init__(self, layers: Sequence[TunableLinear], fixed: FixedSlice, rival: float | None) -> None:
+    def __init__(
+        self, layers: Sequence[TunableLinear], fixed: FixedSlice, rival: float | None, trust: float = 1.0
+    ) -> None:
         self._layers, self._fixed = layers, fixed
         self.first = float("inf")
-        self._least = float("inf") if rival is None else rival
+        self._rival = rival
+        self._least = float("inf") if rival is None else rival / trust
         self._step = 0
         self._better = rival is not None
 
@@ -251,7 +256,7 @@ class _Keeper:
             self.first = loss
         if loss >= self._least:
             return
-        self._least, self._step = loss, step
+        self._least, self._step, self._rival = loss, step, None
         for layer in self._layers:
             if step:
                 layer.keep()
@@ -265,4 +270,4 @@ class _Keeper:
         if not self._better:
             for slot in slots:
                 slot.parameter.fill_(slot.neutral)
-        return TuningOutcome(self.first, self._least, self._step)
+        return TuningOutcome(self.first, self._least if self._rival is None else self._rival, self._step)
