@@ -135,6 +135,8 @@ def work(job, registry):
 
 
 def child(job, registry, answer):
+    # As at a terminal, whatever started these tests: a shell's background jobs ignore interruptions.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if "during" in job:
             wait_for(Path(job["during"]) / "there")
