@@ -65,6 +65,11 @@ class Settings:
     tensor_max: torch.Tensor | None = None
     init_scale: torch.Tensor | None = None
 
+    @property
+    def ranges_unknown(self) -> bool:
+        """Whether the weight alone decides the grid."""
+        return self.tensor_min is None and self.tensor_max is None and self.init_scale is None
+
     @classmethod
     def of(
         cls,
@@ -232,6 +237,8 @@ def wide_codes(
     low: int,
     high: int,
     beyond: int = 0,
+    *,
+    own: bool = False,
 ) -> torch.Tensor:
     """Codes `round(w / s + v) + z`, rounded half to even, kept within so many steps of the grid.
 
@@ -244,12 +251,14 @@ def wide_codes(
         v: float32, shaped like `groups`, or None for zero.
         low, high: ends of the grid.
         beyond: steps.
+        own: whether float32 `groups` may be overwritten.
 
     Returns:
         float32, shaped like `groups`: whole numbers in [low - beyond, high + beyond].
     """
     # A narrower weight is widened first: dividing it as it is would cost one more temporary.
-    codes = torch.div(groups, scale) if groups.dtype == torch.float32 else groups.float().div_(scale)
+    wide = groups.float()
+    codes = wide.div_(scale) if own or wide is not groups else torch.div(wide, scale)
     if v is not None:
         codes.add_(v)
     codes.round_()
