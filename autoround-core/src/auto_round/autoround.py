@@ -8,13 +8,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from auto_round.calibration.attention import attention_in_steps, scores_kept
 from auto_round.calibration.for_model import sample_length, tokens_for
 from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
@@ -26,6 +27,7 @@ from auto_round.errors import (
 from auto_round.export.chosen import folder_of, folders_of, formats_named
 from auto_round.export.output import check_output, staged_output
 from auto_round.model.opened import OpenModel, open_model, wrap_model
+from auto_round.model.weights import OUTSIDE
 from auto_round.names import did_you_mean
 from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
@@ -41,6 +43,7 @@ from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 
 if TYPE_CHECKING:
+    from auto_round.calibration import CalibrationTokens
     from auto_round.data_type import DataType
     from auto_round.export.format import OutputFormat
 
@@ -265,7 +268,7 @@ class AutoRound:
             )  # fmt: skip
         self._plan, self._results, self._caches = plan, {}, []
         blocks: dict[str, BlockResult] = {}
-        with joined_ranks(self.device) as ranks:
+        with joined_ranks(self.device) as ranks, self._attention(plan, tokens):
             # A model object is not ours to let go of.
             keep = output is None or self._opened().directory is None or not (self.low_cpu_mem_usage or ranks.size > 1)
             short = None if keep or self.device.type != "cpu" else self._memory_short(plan)
@@ -293,12 +296,25 @@ class AutoRound:
         self._released = not keep
         self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks.values()))
 
+    def _attention(self, plan: Plan, tokens: CalibrationTokens | None) -> AbstractContextManager[None]:
+        """Attention as blocks shall compute it while these tokens flow."""
+        if tokens is None or not self._scores_kept(plan, tokens.input_ids.shape[1], tokens.pieces):
+            return nullcontext()
+        self._opened().bring(OUTSIDE)  # the modules that will run
+        return attention_in_steps(self._opened().model)
+
+    def _scores_kept(self, plan: Plan, length: int, pieces: int) -> int:
+        dtype = self.options.compute_dtype or plan.layers[0].dtype
+        batch_size = max(1, self.options.batch_size // pieces)
+        return scores_kept(self._opened().model.config, dtype, self.device, batch_size, length)
+
     def _memory_needed(self, plan: Plan, options: TuningOptions) -> MemoryNeed:
         config = self._opened().model.config
+        length = sample_length(self._opened(), self._seqlen)
         return memory_needed(
-            plan, options, flows=needs_calibration(plan, options), samples=self.nsamples,
-            seqlen=sample_length(self._opened(), self._seqlen), features=getattr(config, "hidden_size", 0),
-            workers=self.workers,
+            plan, options, flows=needs_calibration(plan, options), samples=self.nsamples, seqlen=length,
+            features=getattr(config, "hidden_size", 0), workers=self.workers,
+            scores=self._scores_kept(plan, length * options.joined, options.joined),
             elsewhere=self.activations == "device" and self.device.type != "cpu",
         )  # fmt: skip
 

@@ -93,6 +93,12 @@ def _check_missing(model: Any, missing: Iterable[str]) -> None:
         raise ModelError(f"the files lack {len(names)} weights of {type(model).__name__}, {names[0]} first.")
 
 
+def _copy(block: nn.Module) -> nn.Module:
+    """A block with modules of its own, and the model's config: who changes that means all blocks."""
+    configs = [module.config for module in block.modules() if hasattr(module, "config")]
+    return copy.deepcopy(block, {id(config): config for config in configs})
+
+
 class PartLoader:
     """Brings the blocks of a model in, and lets go of them again.
 
@@ -123,7 +129,7 @@ class PartLoader:
         # As transformers fills them; between times a block stands there in our form, on the meta device.
         self._templates = {block: model.get_submodule(block) for block in blocks}
         for block, template in self._templates.items():
-            self._put(block, self._apart(copy.deepcopy(template)))
+            self._put(block, self._apart(_copy(template)))
 
     def load(self, part: str) -> None:
         """Bring a part in; nothing happens if it is there.
@@ -134,7 +140,7 @@ class PartLoader:
         if part in self.present:
             return
         if part:
-            self._put(part, copy.deepcopy(self._templates[part]))
+            self._put(part, _copy(self._templates[part]))
         try:
             mismatched = self._convert(self._names[part])
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -51,6 +51,9 @@ SOLVED = 32
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
 
+SCORES = 16
+"""Bytes per score of attention that is computed in steps: before and after the softmax, in its precision, gradients."""
+
 
 @dataclass(frozen=True)
 class MemoryNeed:
@@ -84,6 +87,7 @@ def memory_needed(
     seqlen: int,
     features: int,
     workers: int,
+    scores: int = 0,
     elsewhere: bool = False,
 ) -> MemoryNeed:
     """The peak of a run with `low_cpu_mem_usage`, on a CPU; within a tenth where it was measured.
@@ -92,6 +96,7 @@ def memory_needed(
         flows: whether calibration data goes through the model.
         samples, seqlen, features: of the calibration data, and of hidden states.
         workers: sets of layers that are rounded at once.
+        scores: of attention, that a block keeps for a batch.
         elsewhere: whether the activations between blocks live on a device of their own. Those on disk count: they are
             in memory for as long as the system has room.
     """
@@ -117,7 +122,7 @@ def memory_needed(
     between = samples * seqlen * features * itemsize * (3 if follows else 2)
     between = 0 if elsewhere else between
     kept = PASSES + OWN * options.improved if options.iters else 8
-    within = options.batch_size * seqlen * features * itemsize * kept
+    within = options.batch_size * seqlen * features * itemsize * kept + scores * SCORES
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
     return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)
