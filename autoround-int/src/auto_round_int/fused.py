@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from auto_round_int.grid import Factor, Grid, Grouping, Scales, Settings, chunks, dequantize, wide_codes
+from auto_round_int.grid import Factor, Grid, Grouping, Scales, Settings, chunks, dequantize, wide_codes, widened
 
 __all__ = ["offset", "quantize_dequantize"]
 
@@ -32,12 +32,9 @@ def quantize_dequantize(
 ) -> tuple[torch.Tensor, Scales]:
     """Round a tensor to a grid: the rounded tensor, shaped and typed as it was, and the grid of each group."""
     grouping = Grouping(tensor, settings.group_size)
-    learnt = (tensor, v, min_scale, max_scale)
-    learns = torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt)
-    if not learns and settings.ranges_unknown and not any(isinstance(t, torch.Tensor) for t in learnt[1:]):
-        return _at_once(grid, grouping, v, min_scale, max_scale, settings)
     scales = grid.scales(grouping.groups, min_scale, max_scale, settings).for_groups(len(grouping.groups))
-    if learns:
+    learnt = (tensor, v, min_scale, max_scale)
+    if torch.is_grad_enabled() and any(isinstance(t, torch.Tensor) and t.requires_grad for t in learnt):
         rounded: torch.Tensor = _Fused.apply(*learnt, grid, grouping, scales, settings)
     else:
         rounded, _ = _forward(grid, grouping, scales, v, settings, keep=False)
@@ -60,39 +57,15 @@ def _forward(
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     narrow = torch.int8 if settings.bits < 7 else torch.int16  # one step more than the grid has to fit
     kept = torch.empty(groups.shape, dtype=narrow, device=groups.device) if keep else None
-    for rows in chunks(groups):
+    for rows, wide in widened(groups):
         zero = None if zero_point is None else zero_point[rows]
         moved = None if shift is None else shift[rows]
-        codes = wide_codes(groups[rows], scale[rows], zero, moved, low, high, beyond=int(keep))
+        codes = wide_codes(wide, scale[rows], zero, moved, low, high, beyond=int(keep))
         if kept is not None:
             kept[rows] = codes
             codes.clamp_(low, high)
         out[rows] = dequantize(codes, scale[rows], zero)
     return grouping.revert(out), kept
-
-
-def _at_once(
-    grid: Grid, grouping: Grouping, v: Factor, min_scale: Factor, max_scale: Factor, settings: Settings
-) -> tuple[torch.Tensor, Scales]:
-    """Where nothing is learnt or known before: ranges and codes of a chunk in one visit to it."""
-    groups = grouping.groups
-    low, high = grid.bounds(settings.bits)
-    out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
-    found: list[Scales] = []
-    place = torch.empty(0)  # for every chunk the same: memory that is new costs more than what is done in it
-    for rows in chunks(groups):
-        if not found:
-            place = torch.empty(groups[rows].shape, dtype=torch.float32, device=groups.device)
-        wide = place[: rows.stop - rows.start].copy_(groups[rows])
-        some = grid.scales(wide, min_scale, max_scale, settings)
-        scale = some.scale.float()
-        codes = wide_codes(wide, scale, some.zero_point, offset(v, wide), low, high, own=True)
-        out[rows] = dequantize(codes, scale, some.zero_point)
-        found.append(some)
-    points = [some.zero_point for some in found if some.zero_point is not None]
-    lows, highs = (torch.cat([getattr(some, end) for some in found]) for end in ("low", "high"))
-    scale = torch.cat([some.scale for some in found])
-    return grouping.revert(out), Scales(scale, torch.cat(points) if points else None, lows, highs)
 
 
 class _Fused(torch.autograd.Function):

@@ -35,6 +35,7 @@ __all__ = [
     "store_scale",
     "where_moving",
     "wide_codes",
+    "widened",
 ]
 
 Factor = torch.Tensor | float
@@ -64,11 +65,6 @@ class Settings:
     tensor_min: torch.Tensor | None = None
     tensor_max: torch.Tensor | None = None
     init_scale: torch.Tensor | None = None
-
-    @property
-    def ranges_unknown(self) -> bool:
-        """Whether the weight alone decides the grid."""
-        return self.tensor_min is None and self.tensor_max is None and self.init_scale is None
 
     @classmethod
     def of(
@@ -168,6 +164,18 @@ def chunks(groups: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def widened(groups: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The chunks, each with its groups in float32: to work in, and gone with the next one.
+
+    New memory for every chunk would cost more than what is done in it.
+    """
+    place = None
+    for rows in chunks(groups):
+        if place is None:
+            place = torch.empty(groups[rows].shape, dtype=torch.float32, device=groups.device)
+        yield rows, place[: rows.stop - rows.start].copy_(groups[rows])
+
+
 def factor(value: Factor) -> Factor:
     """A learnt factor as something that multiplies [groups]."""
     return value.detach().float().reshape(-1) if isinstance(value, torch.Tensor) else value
@@ -177,14 +185,13 @@ def group_range(groups: torch.Tensor, settings: Settings) -> tuple[torch.Tensor,
     """The least and the largest value of each group, zero included: float32 [groups] twice."""
     low, high = settings.tensor_min, settings.tensor_max
     if low is None or high is None:
-        lows, highs = [], []
-        for rows in chunks(groups):
+        least, most = (torch.empty(len(groups), dtype=torch.float32, device=groups.device) for _ in range(2))
+        for rows, wide in widened(groups):
             # Only the float32 forms of amin and amax are vectorised, and `aminmax` of a dimension in no dtype.
-            wide = groups[rows].float()
-            lows.append(wide.amin(-1))
-            highs.append(wide.amax(-1))
-        low = torch.cat(lows).clamp_(max=0.0) if low is None else low
-        high = torch.cat(highs).clamp_(min=0.0) if high is None else high
+            torch.amin(wide, -1, out=least[rows])
+            torch.amax(wide, -1, out=most[rows])
+        low = least.clamp_(max=0.0) if low is None else low
+        high = most.clamp_(min=0.0) if high is None else high
     return low.detach().float().reshape(-1), high.detach().float().reshape(-1)
 
 
@@ -230,35 +237,30 @@ def where_moving(gradient: torch.Tensor, scale: torch.Tensor, settings: Settings
 
 
 def wide_codes(
-    groups: torch.Tensor,
+    wide: torch.Tensor,
     scale: torch.Tensor,
     zero_point: torch.Tensor | None,
     v: torch.Tensor | None,
     low: int,
     high: int,
     beyond: int = 0,
-    *,
-    own: bool = False,
 ) -> torch.Tensor:
-    """Codes `round(w / s + v) + z`, rounded half to even, kept within so many steps of the grid.
+    """Codes `round(w / s + v) + z`, rounded half to even, kept within so many steps of the grid; in their place.
 
     One step tells a backward pass where the grid was left; clamping to `[low, high]` then gives the codes proper.
 
     Args:
-        groups: [groups, group size], float32 or narrower.
+        wide: [groups, group size], float32, overwritten.
         scale: float32 [groups, 1].
         zero_point: float32 [groups, 1], or None for zero.
-        v: float32, shaped like `groups`, or None for zero.
+        v: float32, shaped like `wide`, or None for zero.
         low, high: ends of the grid.
         beyond: steps.
-        own: whether float32 `groups` may be overwritten.
 
     Returns:
-        float32, shaped like `groups`: whole numbers in [low - beyond, high + beyond].
+        float32, shaped like `wide`: whole numbers in [low - beyond, high + beyond].
     """
-    # A narrower weight is widened first: dividing it as it is would cost one more temporary.
-    wide = groups.float()
-    codes = wide.div_(scale) if own or wide is not groups else torch.div(wide, scale)
+    codes = wide.div_(scale)
     if v is not None:
         codes.add_(v)
     codes.round_()

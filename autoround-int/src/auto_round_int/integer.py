@@ -11,7 +11,7 @@ import torch
 from auto_round.data_type import Codes, DataType, Kernel
 from auto_round.data_type.grouping import group_count, groups_stack
 from auto_round_int.fused import offset
-from auto_round_int.grid import Grid, Grouping, Settings, chunks, dequantize, wide_codes
+from auto_round_int.grid import Grid, Grouping, Settings, dequantize, wide_codes, widened
 from auto_round_int.kernel_cpu import int4_kernel
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class IntegerDataType(DataType):
             scales = self.grid.scales(groups, min_scale, max_scale, settings)
             scale, zero_point, shift = scales.scale.float(), scales.zero_point, offset(v, groups)
             codes = torch.empty(groups.shape, dtype=torch.uint8 if low == 0 else torch.int8, device=groups.device)
-            for rows in chunks(groups):
+            for rows, wide in widened(groups):
                 zero = None if zero_point is None else zero_point[rows]
                 moved = None if shift is None else shift[rows]
-                codes[rows] = wide_codes(groups[rows], scale[rows], zero, moved, low, high)
+                codes[rows] = wide_codes(wide, scale[rows], zero, moved, low, high)
         shape = (weight.shape[0], weight.shape[1])
         across = 1 if scheme.group_size == 0 else scales.scale.shape[0] // shape[0]
         tensors = {"codes": grouping.revert(codes), "scale": scales.scale.reshape(-1, across)}
@@ -76,9 +76,9 @@ class IntegerDataType(DataType):
         stored_zero = codes.tensors.get("zero_point")
         zero_point = None if stored_zero is None else stored_zero.float().reshape(-1, 1)
         out = torch.empty(grouping.groups.shape, dtype=codes.dtype, device=scale.device)
-        for rows in chunks(grouping.groups):
+        for rows, wide in widened(grouping.groups):
             zero = None if zero_point is None else zero_point[rows]
-            out[rows] = dequantize(grouping.groups[rows].float(), scale[rows], zero)
+            out[rows] = dequantize(wide, scale[rows], zero)
         return grouping.revert(out)
 
     def kernel(self, codes: Codes) -> Kernel | None:
