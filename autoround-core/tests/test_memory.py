@@ -32,7 +32,7 @@ def test_what_tuning_needs_is_added_up(monkeypatch, registry, tmp_path):
     monkeypatch.setattr("auto_round.run.memory.LEARNING", -7)
     assert job.memory_needed().block == outside + 2 * block  # but first they are there, with a block
     scores = 4 * 2 * 16 * 16  # of four heads
-    assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32) + 16 * scores
+    assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32) + 24 * scores
     assert need.process <= peak_memory()
     assert need.total == need.process + need.outside + need.block + need.activations
 
@@ -43,7 +43,7 @@ def test_activations_on_a_device_of_their_own_take_no_memory_of_the_cpu(stored, 
         job = AutoRound(stored("llama"), activations=where, **options)
         for device in ("cpu", "cuda"):
             job.device = torch.device(device)
-            within = 24 * 2 * (2 * 16 * 32) + (16 * 4 * 2 * 16 * 16 if device == "cpu" else 0)
+            within = 24 * 2 * (2 * 16 * 32) + (24 * 4 * 2 * 16 * 16 if device == "cpu" else 0)
             between = 0 if (where, device) == ("device", "cuda") else 3 * 2 * (4 * 16 * 32)
             assert job.memory_needed().activations == between + within
     with pytest.raises(UnknownOptionError, match="disk, cpu, device"):

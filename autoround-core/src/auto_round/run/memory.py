@@ -51,7 +51,7 @@ SOLVED = 32
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
 
-SCORES = 16
+SCORES = 24
 """Bytes per score of attention that is computed in steps: before and after the softmax, in its precision, gradients."""
 
 
