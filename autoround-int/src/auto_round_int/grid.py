@@ -245,9 +245,10 @@ def wide_codes(
     high: int,
     beyond: int = 0,
 ) -> torch.Tensor:
-    """Codes `round(w / s + v) + z`, rounded half to even, kept within so many steps of the grid; in their place.
+    """Codes `round(w / s + v) + z`, rounded half to even, kept within so many steps of the grid.
 
-    One step tells a backward pass where the grid was left; clamping to `[low, high]` then gives the codes proper.
+    They are computed in place of the weights. One step tells a backward pass where the grid was left; clamping to
+    `[low, high]` then gives the codes proper.
 
     Args:
         wide: [groups, group size], float32, overwritten.

@@ -45,7 +45,7 @@ def attention_in_steps(model: Any) -> Iterator[None]:
     """
     config = getattr(model, "config", None)
     fused = getattr(config, "_attn_implementation", None) == FUSED and not getattr(config, "sub_configs", None)
-    # transformers has no other way to ask than to be told off.
+    # A class whose attention cannot be set only warns when it is.
     if not fused or not model._can_set_attn_implementation():  # noqa: SLF001
         yield
         return
