@@ -50,6 +50,18 @@ def test_activations_on_a_device_of_their_own_take_no_memory_of_the_cpu(stored, 
         AutoRound(stored("llama"), activations="gpu", **options)
 
 
+def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path):
+    make_model(tiny_config()).bfloat16().save_pretrained(tmp_path)
+    options = {"scheme": "STEPS4", "registry": registry, "nsamples": 4, "seqlen": 16, "batch_size": 2, "iters": 1}
+    need = AutoRound(tmp_path, e2e_iters=1, **options).memory_needed()
+    weights = 2 * (32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 48)  # of two blocks
+    kept = 2 * (2 * 256 * 32)  # embedding and output, bfloat16
+    # As it was; offset, gradient, code, what it decodes to, and what rounding keeps for the backward pass.
+    assert need.block == 2 * weights + kept + (2 + 4 + 4 + 1 + 3 + 3) * weights
+    scores = 4 * 2 * 16 * 16
+    assert need.activations == 3 * 2 * (4 * 16 * 32) + 2 * (24 * 2 * (2 * 16 * 32) + 24 * scores)
+
+
 def test_rounding_needs_a_few_layers(registry, tmp_path):
     make_model(tiny_config()).bfloat16().save_pretrained(tmp_path)
     options = {"registry": registry, "iters": 0, "disable_opt_rtn": True}

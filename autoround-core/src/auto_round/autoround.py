@@ -65,6 +65,8 @@ class AutoRound:
         scheme: name of a scheme or a `QuantizationScheme`; any of its fields may be given as keyword and wins.
         layer_config: layers to treat differently, see `auto_round.selectors` for what a key means.
         dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
+        e2e_nsamples: how much of it for steps of all blocks together (`e2e_iters`), which learn few samples by heart;
+            `nsamples` if None.
         nsamples, seqlen: how much of it; `seqlen` defaults to 2048 or what the model can take, if that is less.
         pack: join short texts to full samples instead of padding them.
         quant_lm_head: quantize the output layer too; a tied one gets a weight of its own.
@@ -100,6 +102,7 @@ class AutoRound:
         dataset: Any = None,
         nsamples: int = 128,
         seqlen: int | None = None,
+        e2e_nsamples: int | None = None,
         pack: bool = False,
         quant_lm_head: bool = False,
         static_kv_dtype: str | None = None,
@@ -130,10 +133,12 @@ class AutoRound:
         self.options = TuningOptions(**tuning)
         self.layer_config = layer_config or {}
         self.quant_lm_head, self.static_kv_dtype = quant_lm_head, static_kv_dtype
-        self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
+        self.dataset, self.nsamples, self.e2e_nsamples, self.pack = dataset, nsamples, e2e_nsamples, pack
         self.device = device_named(device_map)
         self.trust_remote_code = trust_remote_code
         self.low_cpu_mem_usage, self.resume, self.restart = low_cpu_mem_usage, resume, restart
+        if e2e_nsamples is not None and not self.options.e2e_iters:
+            raise UnknownOptionError("e2e_nsamples is for steps of all blocks together: say how many with e2e_iters.")
         if activations not in (None, *ACTIVATIONS):
             raise UnknownOptionError(f"activations must be {', '.join(ACTIVATIONS)} or None, not {activations!r}.")
         self.activations = activations
@@ -260,24 +265,24 @@ class AutoRound:
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
         if output is not None:
             check_output(output, plan.output_bytes)
-        tokens = None
-        if needs_calibration(plan, self.options):
-            tokens = tokens_for(
-                self._opened(), self.dataset, nsamples=self.nsamples, seqlen=self._seqlen, pack=self.pack,
-                joined=self.options.joined,
-            )  # fmt: skip
+        tokens = self._tokens(self.nsamples) if needs_calibration(plan, self.options) else None
+        e2e_tokens = self._tokens(self.e2e_nsamples) if self.e2e_nsamples is not None else tokens
         self._plan, self._results, self._caches = plan, {}, []
         blocks: dict[str, BlockResult] = {}
         with joined_ranks(self.device) as ranks, self._attention(plan, tokens):
             # A model object is not ours to let go of.
-            keep = output is None or self._opened().directory is None or not (self.low_cpu_mem_usage or ranks.size > 1)
+            if self.options.e2e_iters and ranks.size > 1:
+                raise UnknownOptionError("e2e_iters is for one process: its steps need the whole model in each.")
+            lets_go = (self.low_cpu_mem_usage and not self.options.e2e_iters) or ranks.size > 1
+            keep = output is None or self._opened().directory is None or not lets_go
             short = None if keep or self.device.type != "cpu" else self._memory_short(plan)
             if short is not None and ranks.writes:
                 _LOGGER.warning("note: %s", short)
             progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
             job = Job(
                 self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
-                workers=self.workers, resume=self.resume, restart=self.restart, activations=self.activations,
+                e2e_tokens=e2e_tokens, workers=self.workers, resume=self.resume, restart=self.restart,
+                activations=self.activations,
             )  # fmt: skip
             by_folder = {folder_of(name) if len(formats) > 1 else "": name for name in formats}
             try:
@@ -295,6 +300,12 @@ class AutoRound:
                 progress.close()
         self._released = not keep
         self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks.values()))
+
+    def _tokens(self, nsamples: int) -> CalibrationTokens:
+        return tokens_for(
+            self._opened(), self.dataset, nsamples=nsamples, seqlen=self._seqlen, pack=self.pack,
+            joined=self.options.joined,
+        )  # fmt: skip
 
     def _attention(self, plan: Plan, tokens: CalibrationTokens | None) -> AbstractContextManager[None]:
         """Attention as blocks shall compute it while these tokens flow."""

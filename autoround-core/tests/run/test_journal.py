@@ -18,6 +18,7 @@ KINDS = {
     "best": {**BASE, "recipe": "best"},
     "searched": {**BASE, "iters": 0},
     "compensated": {**BASE, "iters": 0, "recipe": "best"},
+    "together": {**BASE, "iters": 3, "recipe": "best", "e2e_iters": 3},
     "rounded": {**BASE, "iters": 0, "disable_opt_rtn": True, "workers": 1},
 }
 
@@ -148,7 +149,7 @@ def test_other_signals(undisturbed, cut_off, again, kind, number):
 
 
 def test_an_interruption_before_anything_is_finished_leaves_nothing(cut_off, tmp_path):
-    told = cut_off(before="auto_round.tuning.signround:_sign_step", nth=2, signal=signal.SIGINT)
+    told = cut_off(before="auto_round.tuning.signround:sign_step", nth=2, signal=signal.SIGINT)
     assert told["error"] == "KeyboardInterrupt"
     assert list(tmp_path.iterdir()) == []
 

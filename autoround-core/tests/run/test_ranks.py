@@ -143,7 +143,7 @@ def test_activations_with_fixed_scales(ranks, processes, content, tmp_path):
 # Lost processes
 
 
-STEP = "auto_round.tuning.signround:_sign_step"
+STEP = "auto_round.tuning.signround:sign_step"
 LOST = {
     "while tuning": (TUNED, STEP, 50),
     "before the first step": (TUNED, STEP, 1),

@@ -10,7 +10,7 @@ from torch import nn
 from auto_round.errors import UnknownOptionError
 from auto_round.tuning import signround
 from auto_round.tuning.options import TuningOptions
-from auto_round.tuning.signround import Samples, _batches, _looks, tune_block
+from auto_round.tuning.signround import Samples, _looks, batches, tune_block
 
 from .conftest import layer_of
 
@@ -36,9 +36,9 @@ def test_options_that_mean_nothing(bad):
 
 
 def test_every_sample_is_seen_once_before_any_is_seen_twice():
-    batches = _batches(10, 4, torch.Generator().manual_seed(0))
+    order = batches(10, 4, torch.Generator().manual_seed(0))
     for _ in range(3):
-        seen = torch.cat([next(batches), next(batches)])
+        seen = torch.cat([next(order), next(order)])
         assert len(set(seen.tolist())) == 8
 
 
@@ -94,13 +94,13 @@ def test_gradients_are_used_as_they_come(monkeypatch, accumulate):
     """One layer's at a time, where nothing has to be added to them; and the result is that of a step after all."""
     layers = [layer_of(torch.full((3, 3), 0.1 * (n + 1))) for n in range(4)]
     alive = []
-    original = signround._sign_step
+    original = signround.sign_step
 
     def count(slots, factor):
         alive.append(sum(p.grad is not None for layer in layers for p in layer.parameters()))
         original(slots, factor)
 
-    monkeypatch.setattr(signround, "_sign_step", count)
+    monkeypatch.setattr(signround, "sign_step", count)
     inputs = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(0))
     samples = Samples(inputs, inputs.flip(-1), None, nn.Sequential(*layers))
     options = TuningOptions(iters=3, lr=0.1, gradient_accumulate_steps=accumulate)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["attention_in_steps", "scores_kept"]
+__all__ = ["attention_in_steps", "samples_kept", "scores_kept"]
 
 LARGEST = 1 << 22
 """Scores of a batch, all heads together, up to which they are kept: 8 MiB in bfloat16."""
@@ -35,6 +35,12 @@ def scores_kept(config: Any, dtype: torch.dtype, device: torch.device, batch_siz
         return 0
     scores = (getattr(config, "num_attention_heads", None) or 0) * batch_size * length**2
     return scores if scores <= LARGEST else 0
+
+
+def samples_kept(config: Any, dtype: torch.dtype, device: torch.device, length: int) -> int:
+    """Samples of this length that can be fed at a time so that their scores are kept; 0 where none can."""
+    scores = scores_kept(config, dtype, device, 1, length)
+    return LARGEST // scores if scores else 0
 
 
 @contextmanager

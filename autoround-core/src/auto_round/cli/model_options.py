@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["activations", "low_memory", "model_and_scheme", "read_model", "read_scheme", "recipe"]
+__all__ = ["activations", "e2e_iters", "low_memory", "model_and_scheme", "read_model", "read_scheme", "recipe"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -60,6 +60,10 @@ activations = click.option(
     "--activations",
     type=click.Choice(["disk", "cpu", "device"]),
     help="Where activations between blocks live.  [default: disk, cpu without a journal]",
+)
+
+e2e_iters = click.option(
+    "--e2e-iters", type=int, default=0, show_default=True, help="Steps of all blocks together after each block's own."
 )
 
 low_memory = click.option("--low-memory", is_flag=True, help="Tune with less memory, slower; the same result.")

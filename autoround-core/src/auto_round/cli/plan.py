@@ -11,6 +11,7 @@ import click
 
 from auto_round.cli.model_options import (
     activations,
+    e2e_iters,
     low_memory,
     model_and_scheme,
     read_model,
@@ -32,6 +33,7 @@ __all__ = ["plan"]
 @click.option("--seqlen", type=int, help="Tokens per sample.  [default: 2048, or what the model can take]")
 @recipe
 @click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
+@e2e_iters
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
 @activations

@@ -11,6 +11,7 @@ import click
 
 from auto_round.cli.model_options import (
     activations,
+    e2e_iters,
     low_memory,
     model_and_scheme,
     read_model,
@@ -31,6 +32,8 @@ __all__ = ["quantize"]
 @click.option("--pack", is_flag=True, help="Join short texts to full samples.")
 @recipe
 @click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
+@e2e_iters
+@click.option("--e2e-nsamples", type=int, help="Calibration samples for those.  [default: as many as for blocks]")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--gradient-accumulate-steps", type=int, default=1, show_default=True, help="Passes per step.")
 @click.option("--lr", type=float, help="Step size.  [default: 1/iters]")

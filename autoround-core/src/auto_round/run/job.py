@@ -18,6 +18,7 @@ from auto_round.run.fingerprint import fingerprint
 from auto_round.run.journal import Journal
 from auto_round.run.ranks import Ranks
 from auto_round.run.records import from_bytes, to_bytes
+from auto_round.tuning.end_to_end import Memory, tune_end_to_end
 from auto_round.tuning.engine import Engine, Progress, needs_calibration, parts_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Job:
         registry: the plugins in use, which a journal remembers.
         ranks: the processes that share the run.
         keep: whether the model stays in memory.
+        e2e_tokens: calibration data of steps of all blocks together; None where there are none.
         workers: sets of layers that are rounded at once.
         resume: keep a journal, and go on from one.
         restart: forget what an earlier run left.
@@ -58,6 +60,7 @@ class Job:
     registry: Registry
     ranks: Ranks
     keep: bool
+    e2e_tokens: CalibrationTokens | None = None
     workers: int = 1
     resume: bool = True
     restart: bool = False
@@ -67,7 +70,7 @@ class Job:
         """Quantize and write nothing."""
         engine = self._engine(self._store(Path(tempfile.gettempdir())))
         engine.begin()
-        for result in engine.run():
+        for result in self._finished(engine.run(), Memory()):
             self._take(result)
             yield result
             del result  # not to be there while the next one is made
@@ -95,22 +98,40 @@ class Job:
                 output_format.start(self.plan, self.model, _made(place.files / folder))
                 for folder, output_format in formats.items()
             ]
-            if done:
-                _LOGGER.warning("note: going on after %d finished parts of an earlier run.", done)
-                assert journal is not None
-                for result in journal.parts(self.plan):
-                    self._take(result, exporters)
-                    yield result
-                    del result
-            for result in self._gathered(engine, done):
-                if journal is not None:
-                    journal.add(result, engine.chains)
+            memory = Memory() if journal is None else Memory(*journal.steps(), journal.keep_steps)
+            for result in self._finished(self._parts(engine, journal, done), memory):
                 self._take(result, exporters)
                 yield result
                 del result  # not to be there while the next one is made
             for exporter in exporters:
                 exporter.finish()
         self.ranks.together()
+
+    def _parts(self, engine: Engine, journal: Journal | None, done: int) -> Iterator[BlockResult]:
+        """Those that an earlier run finished, and the others, in the journal before they are counted."""
+        if done:
+            _LOGGER.warning("note: going on after %d finished parts of an earlier run.", done)
+            assert journal is not None
+            yield from journal.parts(self.plan)
+        for result in self._gathered(engine, done):
+            if journal is not None:
+                journal.add(result, engine.chains)
+            yield result
+            del result
+
+    def _finished(self, parts: Iterator[BlockResult], memory: Memory) -> Iterator[BlockResult]:
+        """Parts as they are to be written: as they are, or after steps of them all together."""
+        if not self.options.e2e_iters:
+            yield from parts
+            return
+        assert self.e2e_tokens is not None
+        held = list(parts)
+        self.progress.together(self.options.e2e_iters, memory.step)
+        finished, outcome = tune_end_to_end(
+            self.model.model, held, self.e2e_tokens, self.options, self.device, memory, self.progress.step
+        )
+        self.progress.end_to_end(outcome)
+        yield from finished
 
     def _take(self, result: BlockResult, exporters: Sequence[Exporter] = ()) -> None:
         """A part is finished: the model is told what it changed, and exporters what there is to write."""
@@ -143,8 +164,9 @@ class Job:
             return None
         names = [output_format.name for output_format in formats]
         told = fingerprint(
-            self.model, self.plan, self.options, self.tokens, self.registry, names, self.device, self.ranks.size
-        )
+            self.model, self.plan, self.options, (self.tokens, self.e2e_tokens), self.registry, names, self.device,
+            self.ranks.size,
+        )  # fmt: skip
         return Journal.open(place.journal, told, self._memory)
 
     def _helping(self) -> Iterator[BlockResult]:

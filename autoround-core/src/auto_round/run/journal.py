@@ -144,6 +144,42 @@ class Journal:
         if names:
             self.store.keep(set(names.values()))
 
+    def steps(self) -> tuple[int, dict[str, torch.Tensor]]:
+        """How many steps of all blocks together are done, and what they came to.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        if not self._steps_file.is_file():
+            return 0, {}
+        facts = _read(self._steps_file)
+        file = self._directory / facts["file"]
+        self._check(file, facts["sums"])
+        try:
+            return facts["step"], load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+
+    def keep_steps(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Keep what these steps of all blocks together came to instead of what earlier ones did.
+
+        Raises:
+            OSError: writing failed; what was kept before is not touched.
+        """
+        file = self._directory / f"steps-{step:06d}.safetensors"
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, file)
+        except SafetensorError as error:
+            raise _system_error(error) from error
+        _write(self._steps_file, json.dumps({"step": step, "file": file.name, "sums": {file.name: _settle(file)}}))
+        for earlier in self._directory.glob("steps-*.safetensors"):
+            if earlier != file:
+                earlier.unlink()
+
+    @property
+    def _steps_file(self) -> Path:
+        return self._directory / "steps.json"
+
     def _check(self, file: Path, sums: Mapping[str, int]) -> None:
         try:
             found = _sum(file)
@@ -156,6 +192,10 @@ class Journal:
         known = {path for n in range(self.done) for path in (self._tensor_file(n), self._fact_file(n))}
         for path in sorted(self._directory.glob("part-*")):
             if path not in known:
+                path.unlink()
+        kept = _read(self._steps_file)["file"] if self._steps_file.is_file() else None
+        for path in sorted(self._directory.glob("steps-*.safetensors")):
+            if path.name != kept:
                 path.unlink()
         self.store.keep(set(self._chains.values()))
 

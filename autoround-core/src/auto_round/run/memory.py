@@ -36,6 +36,9 @@ ROUNDED_AGAIN = 4
 FINISHED = 3
 """Bytes per weight of a block that is done: a code, and what it decodes to."""
 
+TOGETHER = LEARNING + GRADIENT + PASSING + FINISHED
+"""Bytes per weight where all blocks learn together, beside the weight as it was and as it is rounded."""
+
 EXACT = 8
 """Bytes per weight while channels that can be scaled are looked for: a float32 copy, and what is put back after it."""
 
@@ -123,6 +126,12 @@ def memory_needed(
     between = 0 if elsewhere else between
     kept = PASSES + OWN * options.improved if options.iters else 8
     within = options.batch_size * seqlen * features * itemsize * kept + scores * SCORES
+    if options.e2e_iters:
+        everything = sum(weights.values()) + sum(tensor.nbytes for tensor in plan.kept)
+        together = (TOGETHER + itemsize * (1 + options.compensates)) * sum(
+            layer.shape[0] * layer.shape[1] for layer in plan.quantized
+        )
+        return MemoryNeed(process, 0, everything + max(learnt, together), between + within * len(plan.blocks))
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
     return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)

@@ -8,9 +8,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from auto_round.tuning.end_to_end import Outcome
     from auto_round.tuning.result import BlockResult
 
 __all__ = ["BarProgress", "LineProgress", "SilentProgress", "default_progress"]
+
+
+LINES = 20
+"""Lines that a log gets of steps of all blocks together."""
 
 
 class SilentProgress:
@@ -25,6 +30,12 @@ class SilentProgress:
     def block(self, result: BlockResult) -> None:
         """Nothing."""
 
+    def together(self, steps: int, done: int) -> None:
+        """Nothing."""
+
+    def end_to_end(self, outcome: Outcome) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
@@ -34,6 +45,7 @@ class LineProgress(SilentProgress):
 
     def __init__(self) -> None:
         self._blocks = self._done = self._earlier = 0
+        self._together = False
         self._began = time.monotonic()
 
     def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
@@ -48,6 +60,21 @@ class LineProgress(SilentProgress):
             file=sys.stderr,
             flush=True,
         )
+
+    def together(self, steps: int, done: int) -> None:
+        self._blocks, self._done, self._earlier, self._began = steps, done, done, time.monotonic()
+        self._together = True
+
+    def step(self) -> None:
+        if not self._together:
+            return
+        self._done += 1
+        if self._done % max(1, self._blocks // LINES) == 0:
+            left = (time.monotonic() - self._began) / (self._done - self._earlier) * (self._blocks - self._done)
+            print(f"end to end: step {self._done} of {self._blocks}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+    def end_to_end(self, outcome: Outcome) -> None:
+        print(_told_together(outcome), file=sys.stderr, flush=True)
 
 
 class BarProgress(SilentProgress):
@@ -91,6 +118,13 @@ class BarProgress(SilentProgress):
         self._in_block = 0
         self._progress.print(f"{_told(result)}, {result.seconds:.1f} s", highlight=False)
 
+    def together(self, steps: int, done: int) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("end to end", total=steps, completed=done)
+
+    def end_to_end(self, outcome: Outcome) -> None:
+        self._progress.print(_told_together(outcome), highlight=False)
+
     def close(self) -> None:
         self._progress.stop()
 
@@ -105,6 +139,11 @@ def _told(result: BlockResult) -> str:
     if result.loss_before is None or result.loss_after is None:
         return f"{name}: {len(result.layers)} layers"
     return f"{name}: loss {result.loss_before:.3g} -> {result.loss_after:.3g} (step {result.kept_step})"
+
+
+def _told_together(outcome: Outcome) -> str:
+    kept = "" if outcome.after < outcome.before else ", so the blocks stay as they were"
+    return f"end to end: divergence {outcome.before:.3g} -> {outcome.after:.3g}{kept}"
 
 
 def _clock(seconds: float) -> str:

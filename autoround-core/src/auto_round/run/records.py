@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from auto_round.data_type import Codes
 from auto_round.plan import LayerSpec, Plan
+from auto_round.tuning.latent import Latent
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 
 __all__ = ["from_bytes", "from_record", "to_bytes", "to_record"]
@@ -35,6 +36,9 @@ def to_record(result: BlockResult) -> tuple[dict[str, Any], dict[str, torch.Tens
         if layer.importance is not None:
             tensors[f"{n}.importance"] = layer.importance
         tensors |= {f"{n}.frozen.{name}": t for name, t in layer.frozen.items()}
+        if layer.latent is not None:
+            told["latent"], kept = _latent_record(layer.latent)
+            tensors |= {f"{n}.latent.{name}": t for name, t in kept.items()}
         layers.append(told)
     for n, cache in enumerate(result.caches):
         tensors |= {f"cache.{n}.key.{name}": t for name, t in cache.key.items()}
@@ -82,7 +86,35 @@ def _layer(layer: LayerSpec, told: Mapping[str, Any], tensors: Mapping[str, torc
         codes = Codes(layer.data_type.name, layer.scheme, shape, dtype, stored)
         weight = layer.data_type.decode(codes)
     frozen = _below(tensors, "frozen.")
-    return LayerResult(layer, codes, weight, frozen, tensors.get("importance"), told["tokens"], told["error"])
+    latent = _latent(told["latent"], _below(tensors, "latent.")) if "latent" in told else None
+    return LayerResult(layer, codes, weight, frozen, tensors.get("importance"), told["tokens"], told["error"], latent)
+
+
+def _latent_record(latent: Latent) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    fixed: dict[str, Any] = {}
+    tensors = {"original": latent.original}
+    if latent.weight is not latent.original:
+        tensors["weight"] = latent.weight
+    for name, offer in latent.fixed.items():
+        if isinstance(offer, torch.Tensor):
+            tensors[f"fixed.{name}"] = offer
+        else:
+            fixed[name] = str(offer) if isinstance(offer, torch.dtype) else offer
+    tensors |= {f"learnt.{name}": t for name, t in latent.learnt.items()}
+    return {"fixed": fixed, "bounds": dict(latent.bounds)}, tensors
+
+
+def _latent(told: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Latent:
+    fixed = {name: _offer(value) for name, value in told["fixed"].items()}
+    bounds = {name: None if ends is None else (ends[0], ends[1]) for name, ends in told["bounds"].items()}
+    original = tensors["original"]
+    weight = tensors.get("weight", original)
+    return Latent(original, weight, fixed | _below(tensors, "fixed."), _below(tensors, "learnt."), bounds)
+
+
+def _offer(value: Any) -> Any:
+    is_dtype = isinstance(value, str) and value.startswith("torch.")
+    return getattr(torch, value.removeprefix("torch.")) if is_dtype else value
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

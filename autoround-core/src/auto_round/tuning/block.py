@@ -20,7 +20,7 @@ from auto_round.tuning.channels import equalise_block
 from auto_round.tuning.clipping import clip_inputs
 from auto_round.tuning.gram import compensate_block
 from auto_round.tuning.layer import TunableLinear
-from auto_round.tuning.prepared import finish, install, observer_of, prepare
+from auto_round.tuning.prepared import finish, install, observer_of, prepare, put
 from auto_round.tuning.result import BlockResult, CacheResult
 from auto_round.tuning.signround import FixedSlice, Samples, tune_block
 from auto_round.tuning.stack import renewed, stacked
@@ -70,28 +70,35 @@ def quantize_block(
         clip_inputs(tunables, observer, chains.ranks)
     if options.compensates:
         compensate_block(linears, tunables, runner, chains, options)
-    scarce = _scarce(linears, observer) if options.iters else ()
+    scarce = _scarce(linears, observer) if options.iters or options.e2e_iters else ()
     learning = [tunable for n, tunable in tunables.items() if n not in scarce]
     outcome = None
     if options.iters and learning:
-        _put(block, {inner[n]: tunable for n, tunable in tunables.items()})
+        put(block, {inner[n]: tunable for n, tunable in tunables.items()})
         inputs = chains.quantized if options.enable_quanted_input else chains.reference
         samples = Samples(inputs, targets, chains.mask, runner, chains.ranks)
         generator = torch.Generator().manual_seed(options.seed + index)
-        rival = None
+        rival, compensated = None, {}
         if options.compensates:
             rival = FixedSlice(samples, chains.batch_size, device).loss()
             for tunable in learning:
                 tunable.keep()
+                if options.e2e_iters:
+                    compensated[tunable] = tunable.weight, tunable.wanted
                 tunable.start_from(tunable.original, tunable.original)
         units = learning if options.low_memory else stacked(learning, name)
         with renewed(block, units), torch.enable_grad():
             trust = options.trust(min(tunable.layer.scheme.bits for tunable in learning))
             outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step, rival, trust)
-        _put(block, {inner[n]: linear for n, linear in linears.items()})
+        for tunable, (weight, wanted) in compensated.items() if outcome.rival_stays else ():
+            tunable.start_from(weight, wanted)
+            tunable.let_go()
+        put(block, {inner[n]: linear for n, linear in linears.items()})
     finished = []
     for layer_name, tunable in tunables.items():
-        result = finish(tunable, observer)
+        if options.e2e_iters and layer_name not in scarce and not tunable.learnt:
+            tunable.make_learnable(options.enable_minmax_tuning)
+        result = finish(tunable, observer, latent=options.e2e_iters > 0)
         tunable.let_go()
         for linear in {id(m): m for m in (linears[layer_name], originals[layer_name])}.values():
             install(linear, result)
@@ -147,9 +154,3 @@ def _working_copy(block: nn.Module, dtype: torch.dtype, device: torch.device) ->
     if all(t.device == device and (not t.is_floating_point() or t.dtype == dtype) for t in tensors):
         return block
     return copy.deepcopy(block).to(device, dtype)
-
-
-def _put(block: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    for name, module in modules.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(block.get_submodule(parent), attribute, module)

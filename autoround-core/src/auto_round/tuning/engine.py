@@ -26,6 +26,7 @@ from auto_round.tuning.rounding import layer_sets, round_layers, round_sets
 if TYPE_CHECKING:
     from auto_round.calibration import CalibrationTokens
     from auto_round.model.opened import OpenModel
+    from auto_round.tuning.end_to_end import Outcome
     from auto_round.tuning.options import TuningOptions
 
 __all__ = ["Engine", "Progress", "needs_calibration", "parts_of"]
@@ -43,6 +44,12 @@ class Progress(Protocol):
     def block(self, result: BlockResult) -> None:
         """A block is done."""
 
+    def together(self, steps: int, done: int) -> None:
+        """Steps of all blocks together begin; some may be done already."""
+
+    def end_to_end(self, outcome: Outcome) -> None:
+        """They are done."""
+
 
 def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
     """Whether data must flow through the model at all."""
@@ -50,6 +57,7 @@ def needs_calibration(plan: Plan, options: TuningOptions) -> bool:
         return True
     return (
         options.iters > 0
+        or options.e2e_iters > 0
         or options.improved
         or any(wants_importance(s, options) or s.static_activations for s in plan.quantized)
     )

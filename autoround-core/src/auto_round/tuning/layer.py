@@ -91,8 +91,13 @@ class TunableLinear(nn.Module):
     def freeze_activations(self, low: torch.Tensor, high: torch.Tensor) -> None:
         """Fix the scale of static activations, float32 scalars."""
         assert self.layer.activation is not None
-        self._frozen = self.layer.activation.freeze(low, high, self.layer.scheme)
-        self.activation = ActivationQuantizer(self.layer.activation, self.layer.scheme, self._frozen)
+        self.take_frozen(self.layer.activation.freeze(low, high, self.layer.scheme))
+
+    def take_frozen(self, frozen: Mapping[str, torch.Tensor]) -> None:
+        """Fix the scale of static activations to what `freeze` returned for them."""
+        assert self.layer.activation is not None
+        self._frozen = frozen
+        self.activation = ActivationQuantizer(self.layer.activation, self.layer.scheme, frozen)
 
     def share_with(self, mates: Sequence[TunableLinear]) -> None:
         """Give all of these layers, itself among them, what they must have in common."""

@@ -51,6 +51,9 @@ class TuningOptions:
             longer (`CalibrationTokens.joined`), scales take smaller steps, and weights make up for what was rounded
             before them (`compensation`); a block keeps that unless steps do better, at two bits unless they come near.
             Static activations have their range chosen (`clipping`).
+        e2e_iters: steps of all blocks together after those of each, towards the original model's next-token
+            distributions (`auto_round.tuning.end_to_end`); the whole model and all that is learnt for it, about 20
+            bytes a weight, are in memory then.
         low_memory: keep no rounded weight from the forward pass to the backward pass but round it again, and give freed
             memory back at once: slower, with the same result. For the published recipe.
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
@@ -66,6 +69,7 @@ class TuningOptions:
     search: bool = True
     seed: int = 42
     recipe: str = "published"
+    e2e_iters: int = 0
     # Not compared: who runs out of memory goes on with it.
     low_memory: bool = field(default=False, compare=False)
     compute_dtype: torch.dtype | None = None
@@ -77,7 +81,10 @@ class TuningOptions:
             raise UnknownOptionError(
                 "low_memory is for recipe published: best needs the rounded weights for what each layer gets wrong."
             )
-        for name, least in (("iters", 0), ("batch_size", 1), ("gradient_accumulate_steps", 1)):
+        if self.low_memory and self.e2e_iters:
+            raise UnknownOptionError("low_memory and e2e_iters exclude each other: those steps need the whole model.")
+        least_values = {"iters": 0, "e2e_iters": 0, "batch_size": 1, "gradient_accumulate_steps": 1}
+        for name, least in least_values.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UnknownOptionError(f"{name} must be a whole number of at least {least}, not {value!r}.")

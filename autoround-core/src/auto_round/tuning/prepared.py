@@ -15,6 +15,7 @@ from auto_round.data_type.activation import ActivationQuantizer
 from auto_round.errors import CalibrationError
 from auto_round.model.structure import without_numbers
 from auto_round.plan import LayerSpec
+from auto_round.tuning.latent import latent_of
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.result import LayerResult
 
@@ -28,6 +29,8 @@ __all__ = [
     "mates_of",
     "observer_of",
     "prepare",
+    "put",
+    "put_weight",
     "relative_error",
     "wants_importance",
 ]
@@ -81,8 +84,11 @@ def freeze_inputs(mates: Sequence[TunableLinear], low: torch.Tensor, high: torch
     mates[0].share_input(mates)
 
 
-def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResult:
+def finish(tunable: TunableLinear, observer: InputObserver | None, *, latent: bool = False) -> LayerResult:
     """The layer's result.
+
+    Args:
+        latent: remember what it was before it was rounded.
 
     Raises:
         WrittenIntoError: its data type wrote into the original weight.
@@ -93,7 +99,8 @@ def finish(tunable: TunableLinear, observer: InputObserver | None) -> LayerResul
     importance = None if observer is None else observer.sums.get(name)
     tokens = None if observer is None else observer.tokens.get(name, 0)
     error = None if tokens == 0 else relative_error(tunable.original, result.weight, importance)
-    return dataclasses.replace(result, importance=importance, tokens=tokens, error=error)
+    kept = latent_of(tunable) if latent else None
+    return dataclasses.replace(result, importance=importance, tokens=tokens, error=error, latent=kept)
 
 
 def relative_error(weight: torch.Tensor, rounded: torch.Tensor, importance: torch.Tensor | None) -> float:
@@ -115,11 +122,24 @@ def relative_error(weight: torch.Tensor, rounded: torch.Tensor, importance: torc
 
 def install(linear: Any, result: LayerResult) -> None:
     """Give a plain layer the weight every runtime will see, and let it see its input as they will."""
-    linear.weight.copy_(result.weight.T if result.layer.transposed else result.weight)
+    put_weight(linear, result)
     layer = result.layer
     if layer.activation is not None:
         frozen = result.frozen if layer.static_activations else None
         linear.register_forward_pre_hook(_seen_through(ActivationQuantizer(layer.activation, layer.scheme, frozen)))
+
+
+@torch.no_grad()
+def put_weight(linear: Any, result: LayerResult) -> None:
+    """Give a plain layer the weight every runtime will see."""
+    linear.weight.copy_(result.weight.T if result.layer.transposed else result.weight)
+
+
+def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules into the places of others, by the names they have below the model or block."""
+    for name, module in modules.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, module)
 
 
 def _seen_through(activation: ActivationQuantizer) -> Any:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from auto_round.data_type import Codes
     from auto_round.plan import LayerSpec
+    from auto_round.tuning.latent import Latent
 
 __all__ = ["BlockResult", "CacheResult", "LayerResult"]
 
@@ -29,6 +30,7 @@ class LayerResult:
         tokens: how many tokens of the calibration reached it, None if nobody looked.
         error: what rounding changed of its output relative to all of it, both squared, as if inputs were independent;
             None where no token reached it.
+        latent: where steps of the whole model go on; None where there are none to come.
     """
 
     layer: LayerSpec
@@ -38,6 +40,7 @@ class LayerResult:
     importance: torch.Tensor | None = None
     tokens: int | None = None
     error: float | None = None
+    latent: Latent | None = None
 
 
 @dataclass(frozen=True)

@@ -87,5 +87,8 @@ def round_layers(
     start = time.monotonic()
     tunables = {s.name: TunableLinear(linears[s.name], s, linears[s.name].weight.dtype, device) for s in layers}
     prepare(tunables, observer, options)
-    finished = tuple(finish(tunable, observer) for tunable in tunables.values())
+    if options.e2e_iters:
+        for tunable in tunables.values():
+            tunable.make_learnable(options.enable_minmax_tuning)
+    finished = tuple(finish(tunable, observer, latent=options.e2e_iters > 0) for tunable in tunables.values())
     return BlockResult(layers[0].block or "", finished, seconds=time.monotonic() - start)

@@ -21,7 +21,7 @@ from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.own_error import OwnErrors
 
-__all__ = ["FixedSlice", "Samples", "TuningOutcome", "tune_block"]
+__all__ = ["FixedSlice", "Samples", "Slot", "TuningOutcome", "batches", "sign_step", "tune_block"]
 
 ALONE = Ranks()
 SLICE_SAMPLES = 16
@@ -73,11 +73,13 @@ class TuningOutcome:
     loss_before: loss on the fixed slice with plain rounding.
     loss_after: loss on it with the parameters that were kept.
     kept_step: the step they were taken at.
+    rival_stays: whether no step did better than what the layers had before.
     """
 
     loss_before: float
     loss_after: float
     kept_step: int
+    rival_stays: bool = False
 
 
 def tune_block(
@@ -114,20 +116,20 @@ def tune_block(
     for layer in alone:
         layer.own_errors = own
     looks = _looks(options.iters)
-    batches = _batches(len(samples.inputs), batch_size, generator)
+    order = batches(len(samples.inputs), batch_size, generator)
     at_once = options.gradient_accumulate_steps == 1 and samples.ranks.size == 1
     with nullcontext() if options.low_memory else freed_memory_kept():
         for step in range(options.iters):
             factor = 1.0 - step / options.iters
             with _stepping(of_layers, factor) if at_once else nullcontext():
                 for _ in range(options.gradient_accumulate_steps):
-                    (_loss(samples, next(batches), own, device) * LOSS_SCALE).backward()
+                    (_loss(samples, next(order), own, device) * LOSS_SCALE).backward()
             if samples.ranks.size > 1:
                 for parameter in (slot.parameter for slot in slots):
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     samples.ranks.add_up(parameter.grad)
-            _sign_step(slots, factor)
+            sign_step(slots, factor)
             for layer in layers:
                 layer.clamp_learnt()
             on_step()
@@ -149,8 +151,10 @@ def _loss(samples: Samples, batch: torch.Tensor, own: OwnErrors | None, device: 
 
 
 @dataclass(frozen=True, eq=False)
-class _Slot:
-    """Attributes:
+class Slot:
+    """What is stepped.
+
+    Attributes:
     parameter: what is learnt.
     step_size: of the first step.
     neutral: the value it starts from, everywhere.
@@ -161,16 +165,17 @@ class _Slot:
     neutral: float
 
 
-def _slots_of(learnt: Mapping[str, torch.nn.Parameter], layer: TunableLinear, options: TuningOptions) -> list[_Slot]:
+def _slots_of(learnt: Mapping[str, torch.nn.Parameter], layer: TunableLinear, options: TuningOptions) -> list[Slot]:
     bits = layer.layer.scheme.bits
     return [
-        _Slot(p, options.step_size(bits), 0.0) if name == "v" else _Slot(p, options.minmax_step_size(bits), 1.0)
+        Slot(p, options.step_size(bits), 0.0) if name == "v" else Slot(p, options.minmax_step_size(bits), 1.0)
         for name, p in learnt.items()
     ]
 
 
 @torch.no_grad()
-def _sign_step(slots: Sequence[_Slot], factor: float) -> None:
+def sign_step(slots: Sequence[Slot], factor: float) -> None:
+    """Step by this part of the first step, against the signs of the gradients, which are gone then."""
     for slot in slots:
         if slot.parameter.grad is not None:
             moved, signs = slot.parameter.view(-1), slot.parameter.grad.view(-1)
@@ -181,7 +186,7 @@ def _sign_step(slots: Sequence[_Slot], factor: float) -> None:
 
 
 @contextmanager
-def _stepping(of_layers: Sequence[Sequence[_Slot]], factor: float) -> Iterator[None]:
+def _stepping(of_layers: Sequence[Sequence[Slot]], factor: float) -> Iterator[None]:
     """Step each layer within the backward pass, as soon as all its gradients are there, so that few exist at a time.
 
     Not sooner: what else of the layer is still to be computed may have kept the parameter that has its gradient.
@@ -190,10 +195,10 @@ def _stepping(of_layers: Sequence[Sequence[_Slot]], factor: float) -> Iterator[N
     for slots in of_layers:
         missing = {id(slot.parameter) for slot in slots}
 
-        def arrived(parameter: torch.Tensor, slots: Sequence[_Slot] = slots, missing: set[int] = missing) -> None:
+        def arrived(parameter: torch.Tensor, slots: Sequence[Slot] = slots, missing: set[int] = missing) -> None:
             missing.discard(id(parameter))
             if not missing:
-                _sign_step(slots, factor)
+                sign_step(slots, factor)
 
         handles += [slot.parameter.register_post_accumulate_grad_hook(arrived) for slot in slots]
     try:
@@ -208,7 +213,7 @@ def _looks(iters: int) -> set[int]:
     return {max(1, round(iters * part)) for part in (0.5, 0.75, 0.9, 1.0)} if iters else set()
 
 
-def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Shuffled batches without end; every sample once before any twice, an incomplete last batch left out."""
     while True:
         order = torch.randperm(count, generator=generator)
@@ -265,9 +270,11 @@ class _Keeper:
         self._better = step > 0
 
     @torch.no_grad()
-    def settle(self, slots: Sequence[_Slot]) -> TuningOutcome:
+    def settle(self, slots: Sequence[Slot]) -> TuningOutcome:
         """Where nothing was better than the start the layers are as they were before the first step."""
         if not self._better:
             for slot in slots:
                 slot.parameter.fill_(slot.neutral)
-        return TuningOutcome(self.first, self._least if self._rival is None else self._rival, self._step)
+        if self._rival is not None:
+            return TuningOutcome(self.first, self._rival, self._step, rival_stays=True)
+        return TuningOutcome(self.first, self._least, self._step)

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of all blocks together, towards the next-token distributions of the original model.
+
+What blocks were tuned for one by one adds up to a model that is further from its original than it need be. With p the
+original model's distribution of the token after each token of the calibration text and q the quantized model's,
+
+    loss = mean over tokens of KL(p || q)
+
+(Hinton, Vinyals, Dean 2015, arXiv:1503.02531, at temperature 1), straight through the rounding and stepped by signs, as
+in the blocks, in steps much smaller. Chen et al. 2024, arXiv:2407.11062, train scales that way after their blocks; here
+the rounding goes on being learnt, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from auto_round.calibration.attention import attention_in_steps, samples_kept
+from auto_round.run.allocator import freed_memory_kept
+from auto_round.tuning.layer import TunableLinear
+from auto_round.tuning.prepared import put, put_weight, relative_error
+from auto_round.tuning.result import BlockResult, LayerResult
+from auto_round.tuning.signround import Slot, batches, sign_step
+
+if TYPE_CHECKING:
+    from auto_round.calibration import CalibrationTokens
+    from auto_round.tuning.options import TuningOptions
+
+__all__ = ["Memory", "Outcome", "State", "tune_end_to_end"]
+
+STEP, SCALE_STEP = 0.001, 0.0003
+"""First step of `v`, and of `min_scale` and `max_scale`; both fall linearly to 0."""
+
+LOGITS = 1 << 26
+"""Logits of one pass; a batch that has more is run in parts."""
+
+SLICE = 16
+"""Samples that tell whether the steps were worth it."""
+
+SAVED = 300.0
+"""Seconds of work that may be lost."""
+
+State = dict[str, torch.Tensor]
+"""Everything that steps change, by name."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Attributes:
+    before, after: loss on the fixed slice, in nats.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where a run that is cut off goes on.
+
+    Attributes:
+        step: how many steps are done.
+        state: what they came to; empty where none are.
+        save: keeps both.
+    """
+
+    step: int = 0
+    state: State = field(default_factory=dict)
+    save: Callable[[int, State], None] = lambda _step, _state: None
+
+
+def tune_end_to_end(
+    model: Any,
+    results: Sequence[BlockResult],
+    tokens: CalibrationTokens,
+    options: TuningOptions,
+    device: torch.device,
+    memory: Memory,
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[list[BlockResult], Outcome]:
+    """Go on from where the blocks were left.
+
+    Args:
+        model: its modules, with the weights that the results decode to.
+        results: of all parts, their layers with `latent`.
+        tokens: calibration data.
+        device: where to compute; the model is back where it was afterwards.
+
+    Returns:
+        the results with what the steps came to, if that is better on a fixed slice of the samples, and as they were if
+        it is not; without `latent`.
+    """
+    given = {layer.layer.name: layer for result in results for layer in result.layers}
+    linears = {name: model.get_submodule(name) for name in given}
+    batch_size = min(max(1, options.batch_size // tokens.pieces), len(tokens))
+    with _computing(model, device, options.compute_dtype) as dtype:
+        voice = _Voice()
+        layers = {n: _Layer(layer, linears[n], dtype, device, voice) for n, layer in given.items()}
+        few = samples_kept(model.config, dtype, device, tokens.input_ids.shape[1])
+        attention = attention_in_steps(model) if few else nullcontext()
+        with _in_place(model, layers, linears), freed_memory_kept(), attention:
+            loss = _Loss(model, tokens, voice, device, few)
+            slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE, len(tokens))).round().long()
+            before = loss.mean(slice_, "blocks")
+            steps = _Steps(layers, memory)
+            order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))
+            for _ in range(memory.step * options.gradient_accumulate_steps):
+                next(order)
+            for step in range(memory.step, options.e2e_iters):
+                for _ in range(options.gradient_accumulate_steps):
+                    loss.backward(next(order))
+                steps.take(step, options.e2e_iters)
+                on_step()
+            after = loss.mean(slice_, "rounded")
+        better = after < before
+        finished = {name: layer.finished(given[name], better) for name, layer in layers.items()}
+    for name, linear in linears.items():
+        put_weight(linear, finished[name])
+    told = [
+        dataclasses.replace(result, layers=tuple(finished[layer.layer.name] for layer in result.layers))
+        for result in results
+    ]
+    return told, Outcome(before, after)
+
+
+@dataclass
+class _Voice:
+    """Which of its weights every layer answers with: `original`, `blocks` (as those left it), `rounded` (as learnt)."""
+
+    said: str = "rounded"
+
+
+class _Layer(TunableLinear):
+    """A layer that goes on learning, and can answer as it did before."""
+
+    def __init__(
+        self, result: LayerResult, linear: Any, dtype: torch.dtype, device: torch.device, voice: _Voice
+    ) -> None:
+        latent = result.latent
+        assert latent is not None
+
+        def moved(offer: Any) -> Any:
+            return offer.to(device) if isinstance(offer, torch.Tensor) else offer
+
+        spec = dataclasses.replace(result.layer, transposed=False)
+        fixed = {name: moved(offer) for name, offer in latent.fixed.items()}
+        super().__init__(SimpleNamespace(weight=latent.original, bias=linear.bias), spec, dtype, device, fixed)
+        if latent.weight is not latent.original:
+            self.start_from(moved(latent.weight), self.original)
+        if result.layer.static_activations:
+            self.take_frozen({name: moved(tensor) for name, tensor in result.frozen.items()})
+        self.tuned = latent.bounds
+        self.learnt = nn.ParameterDict({name: nn.Parameter(moved(t)) for name, t in latent.learnt.items()})
+        self._blocks = moved(result.weight)
+        self._voice = voice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._voice.said == "original":
+            return F.linear(x, self.original.to(self.compute_dtype), self.bias)
+        if self._voice.said == "blocks" or not self.learnt:
+            return self.compute(x, self._blocks)
+        return super().forward(x)
+
+    def finished(self, given: LayerResult, better: bool) -> LayerResult:
+        """The result as it is now, or as it was given."""
+        if not better or not self.learnt:
+            return dataclasses.replace(given, latent=None)
+        found = self.finish()
+        self.check_weight()
+        importance = None if given.importance is None else given.importance.to(self.original.device)
+        error = None if given.error is None else relative_error(self.original, found.weight, importance)
+        return dataclasses.replace(given, codes=found.codes, weight=found.weight, error=error, latent=None)
+
+
+class _Loss:
+    """How far the model is from its original on some of the samples."""
+
+    def __init__(
+        self, model: Any, tokens: CalibrationTokens, voice: _Voice, device: torch.device, at_once: int
+    ) -> None:
+        """Args:
+        at_once: samples to be run at a time, if they have not too many logits; 0 for as many as have few enough.
+        """
+        self._model, self._tokens, self._voice, self._device = model, tokens, voice, device
+        few = max(1, LOGITS // (tokens.input_ids.shape[1] * model.get_output_embeddings().weight.shape[0]))
+        self._at_once = min(few, at_once) or few
+
+    def backward(self, batch: torch.Tensor) -> None:
+        """Add the gradient of the mean over a batch's tokens to what is learnt."""
+        count = self._tokens.mask[batch].sum()
+        for part in batch.split(self._at_once):
+            with torch.enable_grad():
+                (self._sum(part, "rounded") / count).backward()
+
+    @torch.no_grad()
+    def mean(self, samples: torch.Tensor, said: str) -> float:
+        """In nats."""
+        total = sum(self._sum(part, said).double().item() for part in samples.split(self._at_once))
+        return total / int(self._tokens.mask[samples].sum())
+
+    def _sum(self, part: torch.Tensor, said: str) -> torch.Tensor:
+        ids = self._tokens.input_ids[part].to(self._device)
+        mask = self._tokens.mask[part].to(self._device)
+        with torch.no_grad():
+            wanted = self._log_probabilities(ids, mask, "original")
+        return F.kl_div(self._log_probabilities(ids, mask, said), wanted, reduction="sum", log_target=True)
+
+    def _log_probabilities(self, ids: torch.Tensor, mask: torch.Tensor, said: str) -> torch.Tensor:
+        """Of the token after each real one, float32 [tokens, vocabulary]."""
+        self._voice.said = said
+        # Padding is on the right, where no real token sees it.
+        logits = self._model(input_ids=ids, use_cache=False).logits
+        return F.log_softmax(logits[mask].float(), -1)
+
+
+class _Steps:
+    """Steps everything that is learnt, from where memory left it."""
+
+    def __init__(self, layers: Mapping[str, _Layer], memory: Memory) -> None:
+        self._layers, self._memory, self._saved = layers.values(), memory, time.monotonic()
+        self._learnt = {f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.learnt.items()}
+        for name, tensor in memory.state.items():
+            with torch.no_grad():
+                self._learnt[name].copy_(tensor)
+        self._slots = [Slot(p, STEP if n.endswith(".v") else SCALE_STEP, 0.0) for n, p in self._learnt.items()]
+
+    def take(self, step: int, of: int) -> None:
+        """Number `step` of so many, from 0."""
+        sign_step(self._slots, 1.0 - step / of)
+        for layer in self._layers:
+            layer.clamp_learnt()
+        if step + 1 == of or time.monotonic() - self._saved > SAVED:
+            self._memory.save(step + 1, {name: p.detach() for name, p in self._learnt.items()})
+            self._saved = time.monotonic()
+
+
+@contextmanager
+def _computing(model: Any, device: torch.device, dtype: torch.dtype | None) -> Iterator[torch.dtype]:
+    """Have the model on a device, in a dtype that it can compute in there; yields that."""
+    stored, home = next((p.dtype, p.device) for p in model.parameters() if p.is_floating_point())
+    wider = dtype == torch.float32 or (stored == torch.float16 and device.type == "cpu")
+    computing = torch.float32 if wider else stored
+    if (device, computing) != (home, stored):
+        model.to(device, computing)
+    try:
+        yield computing
+    finally:
+        if (device, computing) != (home, stored):
+            model.to(home, stored)
+
+
+@contextmanager
+def _in_place(model: Any, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]) -> Iterator[None]:
+    """These layers instead of the model's own."""
+    put(model, layers)
+    try:
+        yield
+    finally:
+        put(model, linears)
