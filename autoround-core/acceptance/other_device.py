@@ -37,6 +37,7 @@ CASES: tuple[tuple[str, Options, tuple[tuple[str, Options], ...]], ...] = (
         (("", {}), (", activations on the device", {"activations": "device"}), (", low memory", {"low_memory": True})),
     ),
     ("steps, best recipe", {"recipe": "best"}, (("", {}),)),
+    ("steps, of all blocks together, too", {"e2e_iters": 4}, (("", {}),)),
 )
 """What decides a result, run on the CPU once, and with it what decides nothing."""
 

@@ -194,6 +194,13 @@ def test_another_number_of_processes_is_refused(ranks, processes, tmp_path):
     assert "processes: 2, not 1" in told["message"]
 
 
+def test_steps_of_all_blocks_are_for_one_process(ranks, tmp_path):
+    for told in ranks(tmp_path / "out", options={**TUNED, "e2e_iters": 2}):
+        assert told["error"] == "UnknownOptionError"
+        assert "one process" in told["message"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_connected(processes, tmp_path):
     told = processes.run(tmp_path / "out", options=ROUNDED, env={"WORLD_SIZE": "2", "RANK": "0"})
     assert told["error"] == "AutoRoundError"

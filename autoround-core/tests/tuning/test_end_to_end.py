@@ -9,7 +9,7 @@ from auto_round import AutoRound
 from auto_round.errors import UnknownOptionError
 from auto_round.run import job
 from auto_round.tuning import end_to_end
-from auto_round.tuning.end_to_end import Memory, tune_end_to_end
+from auto_round.tuning.end_to_end import Checkpoint, tune_end_to_end
 from auto_round.tuning.options import TuningOptions
 
 BITS = {"bits": 3, "iters": 0}
@@ -40,8 +40,8 @@ def quantized(stored, registry, calibration):
 
     def run(architecture="llama", dataset=calibration, **options):
         made = AutoRound(
-            stored(architecture), scheme="STEPS4", dataset=dataset, registry=registry, nsamples=len(dataset),
-            batch_size=4, seqlen=32, verbose=False, **{**BITS, **options},
+            stored(architecture), scheme="STEPS4", dataset=dataset, registry=registry, batch_size=4,
+            seqlen=32, verbose=False, **{"nsamples": len(dataset), **BITS, **options},
         )  # fmt: skip
         return made.quantize()[0]
 
@@ -112,16 +112,16 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(quantized, monkeypatch, 
     monkeypatch.setattr(end_to_end, "SAVED", 0.0)
     saved = {}
 
-    def with_memory(memory):
-        monkeypatch.setattr(job, "Memory", lambda: memory)
+    def with_checkpoint(checkpoint):
+        monkeypatch.setattr(job, "Checkpoint", lambda: checkpoint)
         return quantized(e2e_iters=6).state_dict()
 
     def save(step, state):
         saved[step] = {name: tensor.clone() for name, tensor in state.items()}
 
-    whole = with_memory(Memory(save=save))
+    whole = with_checkpoint(Checkpoint(save=save))
     assert sorted(saved) == [1, 2, 3, 4, 5, 6]
-    rest = with_memory(Memory(done, saved[done]))
+    rest = with_checkpoint(Checkpoint(done, saved[done]))
     assert all(torch.equal(rest[name], tensor) for name, tensor in whole.items())
 
 
@@ -151,3 +151,14 @@ def test_a_model_in_float16_is_as_it_was_but_for_its_layers(stored, registry, ca
 def test_not_with_low_memory():
     with pytest.raises(UnknownOptionError, match="low_memory and e2e_iters exclude each other"):
         TuningOptions(low_memory=True, e2e_iters=10)
+
+
+def test_their_samples_are_asked_for_with_them(model_dir):
+    with pytest.raises(UnknownOptionError, match="say how many with e2e_iters"):
+        AutoRound(model_dir, e2e_nsamples=10)
+
+
+def test_more_samples_than_blocks_have(quantized, original, calibration, outcomes):
+    quantized(nsamples=4, e2e_iters=1, e2e_nsamples=16)
+    before = divergence(quantized(nsamples=4), original(), calibration)
+    assert outcomes[0].before == pytest.approx(before, rel=1e-2)

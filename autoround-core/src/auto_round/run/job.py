@@ -18,7 +18,7 @@ from auto_round.run.fingerprint import fingerprint
 from auto_round.run.journal import Journal
 from auto_round.run.ranks import Ranks
 from auto_round.run.records import from_bytes, to_bytes
-from auto_round.tuning.end_to_end import Memory, tune_end_to_end
+from auto_round.tuning.end_to_end import Checkpoint, tune_end_to_end
 from auto_round.tuning.engine import Engine, Progress, needs_calibration, parts_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Job:
         """Quantize and write nothing."""
         engine = self._engine(self._store(Path(tempfile.gettempdir())))
         engine.begin()
-        for result in self._finished(engine.run(), Memory()):
+        for result in self._finished(engine.run(), Checkpoint()):
             self._take(result)
             yield result
             del result  # not to be there while the next one is made
@@ -98,8 +98,8 @@ class Job:
                 output_format.start(self.plan, self.model, _made(place.files / folder))
                 for folder, output_format in formats.items()
             ]
-            memory = Memory() if journal is None else Memory(*journal.steps(), journal.keep_steps)
-            for result in self._finished(self._parts(engine, journal, done), memory):
+            checkpoint = Checkpoint() if journal is None else Checkpoint(*journal.steps(), journal.keep_steps)
+            for result in self._finished(self._parts(engine, journal, done), checkpoint):
                 self._take(result, exporters)
                 yield result
                 del result  # not to be there while the next one is made
@@ -119,18 +119,19 @@ class Job:
             yield result
             del result
 
-    def _finished(self, parts: Iterator[BlockResult], memory: Memory) -> Iterator[BlockResult]:
+    def _finished(self, parts: Iterator[BlockResult], checkpoint: Checkpoint) -> Iterator[BlockResult]:
         """Parts as they are to be written: as they are, or after steps of them all together."""
         if not self.options.e2e_iters:
             yield from parts
             return
         assert self.e2e_tokens is not None
         held = list(parts)
-        self.progress.together(self.options.e2e_iters, memory.step)
+        self.progress.end_to_end(self.options.e2e_iters, checkpoint.step)
         finished, outcome = tune_end_to_end(
-            self.model.model, held, self.e2e_tokens, self.options, self.device, memory, self.progress.step
+            self.model.model, held, self.e2e_tokens, self.options, self.device, checkpoint, self.progress.step
         )
-        self.progress.end_to_end(outcome)
+        del held  # with all that is no longer learnt
+        self.progress.end_to_end_done(outcome)
         yield from finished
 
     def _take(self, result: BlockResult, exporters: Sequence[Exporter] = ()) -> None:

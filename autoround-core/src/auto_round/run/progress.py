@@ -30,10 +30,10 @@ class SilentProgress:
     def block(self, result: BlockResult) -> None:
         """Nothing."""
 
-    def together(self, steps: int, done: int) -> None:
+    def end_to_end(self, steps: int, done: int) -> None:
         """Nothing."""
 
-    def end_to_end(self, outcome: Outcome) -> None:
+    def end_to_end_done(self, outcome: Outcome) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class LineProgress(SilentProgress):
             flush=True,
         )
 
-    def together(self, steps: int, done: int) -> None:
+    def end_to_end(self, steps: int, done: int) -> None:
         self._blocks, self._done, self._earlier, self._began = steps, done, done, time.monotonic()
         self._together = True
 
@@ -73,7 +73,7 @@ class LineProgress(SilentProgress):
             left = (time.monotonic() - self._began) / (self._done - self._earlier) * (self._blocks - self._done)
             print(f"end to end: step {self._done} of {self._blocks}, {_clock(left)} left", file=sys.stderr, flush=True)
 
-    def end_to_end(self, outcome: Outcome) -> None:
+    def end_to_end_done(self, outcome: Outcome) -> None:
         print(_told_together(outcome), file=sys.stderr, flush=True)
 
 
@@ -118,11 +118,11 @@ class BarProgress(SilentProgress):
         self._in_block = 0
         self._progress.print(f"{_told(result)}, {result.seconds:.1f} s", highlight=False)
 
-    def together(self, steps: int, done: int) -> None:
+    def end_to_end(self, steps: int, done: int) -> None:
         self._progress.remove_task(self._task)
         self._task = self._progress.add_task("end to end", total=steps, completed=done)
 
-    def end_to_end(self, outcome: Outcome) -> None:
+    def end_to_end_done(self, outcome: Outcome) -> None:
         self._progress.print(_told_together(outcome), highlight=False)
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from auto_round.calibration import CalibrationTokens
     from auto_round.tuning.options import TuningOptions
 
-__all__ = ["Memory", "Outcome", "State", "tune_end_to_end"]
+__all__ = ["Checkpoint", "Outcome", "State", "tune_end_to_end"]
 
 STEP, SCALE_STEP = 0.001, 0.0003
 """First step of `v`, and of `min_scale` and `max_scale`; both fall linearly to 0."""
@@ -65,7 +65,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Checkpoint:
     """Where a run that is cut off goes on.
 
     Attributes:
@@ -85,7 +85,7 @@ def tune_end_to_end(
     tokens: CalibrationTokens,
     options: TuningOptions,
     device: torch.device,
-    memory: Memory,
+    checkpoint: Checkpoint,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[list[BlockResult], Outcome]:
     """Go on from where the blocks were left.
@@ -112,11 +112,11 @@ def tune_end_to_end(
             loss = _Loss(model, tokens, voice, device, few)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
-            steps = _Steps(layers, memory)
+            steps = _Steps(layers, checkpoint)
             order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))
-            for _ in range(memory.step * options.gradient_accumulate_steps):
+            for _ in range(checkpoint.step * options.gradient_accumulate_steps):
                 next(order)
-            for step in range(memory.step, options.e2e_iters):
+            for step in range(checkpoint.step, options.e2e_iters):
                 for _ in range(options.gradient_accumulate_steps):
                     loss.backward(next(order))
                 steps.take(step, options.e2e_iters)
@@ -224,12 +224,12 @@ class _Loss:
 
 
 class _Steps:
-    """Steps everything that is learnt, from where memory left it."""
+    """Steps everything that is learnt, from where a run was cut off."""
 
-    def __init__(self, layers: Mapping[str, _Layer], memory: Memory) -> None:
-        self._layers, self._memory, self._saved = layers.values(), memory, time.monotonic()
+    def __init__(self, layers: Mapping[str, _Layer], checkpoint: Checkpoint) -> None:
+        self._layers, self._checkpoint, self._saved = layers.values(), checkpoint, time.monotonic()
         self._learnt = {f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.learnt.items()}
-        for name, tensor in memory.state.items():
+        for name, tensor in checkpoint.state.items():
             with torch.no_grad():
                 self._learnt[name].copy_(tensor)
         self._slots = [Slot(p, STEP if n.endswith(".v") else SCALE_STEP, 0.0) for n, p in self._learnt.items()]
@@ -240,7 +240,7 @@ class _Steps:
         for layer in self._layers:
             layer.clamp_learnt()
         if step + 1 == of or time.monotonic() - self._saved > SAVED:
-            self._memory.save(step + 1, {name: p.detach() for name, p in self._learnt.items()})
+            self._checkpoint.save(step + 1, {name: p.detach() for name, p in self._learnt.items()})
             self._saved = time.monotonic()
 
 

@@ -44,10 +44,10 @@ class Progress(Protocol):
     def block(self, result: BlockResult) -> None:
         """A block is done."""
 
-    def together(self, steps: int, done: int) -> None:
+    def end_to_end(self, steps: int, done: int) -> None:
         """Steps of all blocks together begin; some may be done already."""
 
-    def end_to_end(self, outcome: Outcome) -> None:
+    def end_to_end_done(self, outcome: Outcome) -> None:
         """They are done."""
 
 
