@@ -131,7 +131,10 @@ def memory_needed(
         together = (TOGETHER + itemsize * (1 + options.compensates)) * sum(
             layer.shape[0] * layer.shape[1] for layer in plan.quantized
         )
-        return MemoryNeed(process, 0, everything + max(learnt, together), between + within * len(plan.blocks))
+        # All blocks keep what their backward passes need, and one at a time computes.
+        passing = options.batch_size * seqlen * features * itemsize * PASSES + scores * SCORES
+        passing = passing * (1 + len(plan.blocks)) // 2
+        return MemoryNeed(process, 0, everything + max(learnt, together), between + max(within, passing))
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
     return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)
