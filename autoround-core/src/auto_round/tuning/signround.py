@@ -107,7 +107,8 @@ def tune_block(
         layer.make_learnable(options.enable_minmax_tuning, thrifty=options.low_memory)
     of_layers = [_slots_of(learnt, layer, options) for layer in layers for learnt in layer.learning]
     slots = [slot for of_layer in of_layers for slot in of_layer]
-    keeper = _Keeper(layers, FixedSlice(samples, batch_size, device), rival, trust)
+    fixed = FixedSlice(samples, batch_size, device)
+    keeper = _Keeper(layers, fixed, rival, trust, remembered=slots if options.e2e_iters else ())
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
@@ -246,9 +247,18 @@ class _Keeper:
     """
 
     def __init__(
-        self, layers: Sequence[TunableLinear], fixed: FixedSlice, rival: float | None, trust: float = 1.0
+        self,
+        layers: Sequence[TunableLinear],
+        fixed: FixedSlice,
+        rival: float | None,
+        trust: float = 1.0,
+        remembered: Sequence[Slot] = (),
     ) -> None:
+        """Args:
+        remembered: what is to end as it was where the loss was least, and not only codes, because it is learnt on.
+        """
         self._layers, self._fixed = layers, fixed
+        self._remembered, self._values = remembered, [slot.parameter.detach() for slot in remembered]
         self.first = float("inf")
         self._rival = rival
         self._least = float("inf") if rival is None else rival / trust
@@ -268,6 +278,7 @@ class _Keeper:
             else:
                 layer.forget()
         self._better = step > 0
+        self._values = [slot.parameter.detach().clone() for slot in self._remembered]
 
     @torch.no_grad()
     def settle(self, slots: Sequence[Slot]) -> TuningOutcome:
@@ -275,6 +286,8 @@ class _Keeper:
         if not self._better:
             for slot in slots:
                 slot.parameter.fill_(slot.neutral)
+        for slot, value in zip(self._remembered, self._values, strict=True) if self._better else ():
+            slot.parameter.copy_(value)
         if self._rival is not None:
             return TuningOutcome(self.first, self._rival, self._step, rival_stays=True)
         return TuningOutcome(self.first, self._least, self._step)
