@@ -151,9 +151,9 @@ def test_not_with_low_memory():
         TuningOptions(low_memory=True, e2e_iters=10)
 
 
-def test_their_samples_are_asked_for_with_them(model_dir):
+def test_their_samples_are_asked_for_with_them(model_dir, registry):
     with pytest.raises(UnknownOptionError, match="say how many with e2e_iters"):
-        AutoRound(model_dir, e2e_nsamples=10)
+        AutoRound(model_dir, scheme="STEPS4", registry=registry, e2e_nsamples=10)
 
 
 def test_more_samples_than_blocks_have(quantized, original, calibration, outcomes):
