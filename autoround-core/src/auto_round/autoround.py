@@ -270,9 +270,9 @@ class AutoRound:
         self._plan, self._results, self._caches = plan, {}, []
         blocks: dict[str, BlockResult] = {}
         with joined_ranks(self.device) as ranks, self._attention(plan, tokens):
-            # A model object is not ours to let go of.
             if self.options.e2e_iters and ranks.size > 1:
                 raise UnknownOptionError("e2e_iters is for one process: its steps need the whole model in each.")
+            # A model object is not ours to let go of.
             lets_go = (self.low_cpu_mem_usage and not self.options.e2e_iters) or ranks.size > 1
             keep = output is None or self._opened().directory is None or not lets_go
             short = None if keep or self.device.type != "cpu" else self._memory_short(plan)

@@ -30,7 +30,7 @@ from auto_round.run.allocator import freed_memory_kept
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import put, put_weight, relative_error
 from auto_round.tuning.result import BlockResult, LayerResult
-from auto_round.tuning.signround import Slot, batches, sign_step
+from auto_round.tuning.signround import SLICE_SAMPLES, Slot, batches, sign_step
 
 if TYPE_CHECKING:
     from auto_round.calibration import CalibrationTokens
@@ -43,9 +43,6 @@ STEP, SCALE_STEP = 0.001, 0.0003
 
 LOGITS = 1 << 26
 """Logits of one pass; a batch that has more is run in parts."""
-
-SLICE = 16
-"""Samples that tell whether the steps were worth it."""
 
 SAVED = 300.0
 """Seconds of work that may be lost."""
@@ -110,7 +107,7 @@ def tune_end_to_end(
         attention = attention_in_steps(model) if few else nullcontext()
         with _in_place(model, layers, linears), freed_memory_kept(), attention:
             loss = _Loss(model, tokens, voice, device, few)
-            slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE, len(tokens))).round().long()
+            slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
             steps = _Steps(layers, checkpoint)
             order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))

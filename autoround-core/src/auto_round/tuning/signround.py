@@ -21,7 +21,7 @@ from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.own_error import OwnErrors
 
-__all__ = ["FixedSlice", "Samples", "Slot", "TuningOutcome", "batches", "sign_step", "tune_block"]
+__all__ = ["SLICE_SAMPLES", "FixedSlice", "Samples", "Slot", "TuningOutcome", "batches", "sign_step", "tune_block"]
 
 ALONE = Ranks()
 SLICE_SAMPLES = 16
@@ -156,9 +156,9 @@ class Slot:
     """What is stepped.
 
     Attributes:
-    parameter: what is learnt.
-    step_size: of the first step.
-    neutral: the value it starts from, everywhere.
+        parameter: what is learnt.
+        step_size: of the first step.
+        neutral: the value it starts from, everywhere.
     """
 
     parameter: torch.nn.Parameter
