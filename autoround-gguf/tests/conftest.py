@@ -92,6 +92,8 @@ class Llama:
         parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.verbosity = 0
         self._server = xllamacpp.Server(parameters)
+        # A server that is let go of before its loop has begun waits for that loop for ever; an answer shows it has.
+        self._ask("/completion", prompt=[self.FORCED], n_predict=0)
 
     def _ask(self, path, **body):
         address = self._server.listening_address + path
