@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,11 +265,7 @@ class AutoRound:
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
         if output is not None:
             check_output(output, plan.output_bytes)
-        tokens = self._tokens(self.nsamples) if needs_calibration(plan, self.options) else None
-        e2e_tokens = self._tokens(self.e2e_nsamples) if self.e2e_nsamples is not None else tokens
-        self._plan, self._results, self._caches = plan, {}, []
-        blocks: dict[str, BlockResult] = {}
-        with joined_ranks(self.device) as ranks, self._attention(plan, tokens):
+        with joined_ranks(self.device) as ranks:
             if self.options.e2e_iters and ranks.size > 1:
                 raise UnknownOptionError("e2e_iters is for one process: its steps need the whole model in each.")
             # A model object is not ours to let go of.
@@ -278,6 +274,8 @@ class AutoRound:
             short = None if keep or self.device.type != "cpu" else self._memory_short(plan)
             if short is not None and ranks.writes:
                 _LOGGER.warning("note: %s", short)
+            tokens = self._tokens(self.nsamples) if needs_calibration(plan, self.options) else None
+            e2e_tokens = self._tokens(self.e2e_nsamples) if self.e2e_nsamples is not None else tokens
             progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
             job = Job(
                 self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
@@ -285,21 +283,35 @@ class AutoRound:
                 activations=self.activations,
             )  # fmt: skip
             by_folder = {folder_of(name) if len(formats) > 1 else "": name for name in formats}
+            self._plan, self._results, self._caches = plan, {}, []
+            results = job.in_memory() if output is None else job.to_files(output, by_folder)
             try:
-                for block in job.in_memory() if output is None else job.to_files(output, by_folder):
-                    if output is None:
-                        self._results |= {result.layer.name: result for result in block.layers}
-                    self._caches += block.caches
-                    blocks[block.name] = without_tensors(blocks.get(block.name), block)
-                    for told in told_unreached(block) if ranks.writes else ():
-                        _LOGGER.warning("note: %s", told)
-                    del block  # not to be there while the next one is made
+                with self._attention(plan, tokens):
+                    blocks = self._take(results, keep=output is None, tells=ranks.writes)
             except WrittenIntoError as error:
                 raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
             finally:
                 progress.close()
         self._released = not keep
-        self.report = RunReport(time.monotonic() - began, peak_memory(), tuple(blocks.values()))
+        self.report = RunReport(time.monotonic() - began, peak_memory(), blocks, job.outcome)
+
+    def _take(self, results: Iterator[BlockResult], *, keep: bool, tells: bool) -> tuple[BlockResult, ...]:
+        """Have the work done, part by part; returns what a report says of each block.
+
+        Args:
+            keep: the layers, for `save_quantized`.
+            tells: the user about layers that calibration hardly reached.
+        """
+        blocks: dict[str, BlockResult] = {}
+        for block in results:
+            if keep:
+                self._results |= {result.layer.name: result for result in block.layers}
+            self._caches += block.caches
+            blocks[block.name] = without_tensors(blocks.get(block.name), block)
+            for told in told_unreached(block) if tells else ():
+                _LOGGER.warning("note: %s", told)
+            del block  # not to be there while the next one is made
+        return tuple(blocks.values())
 
     def _tokens(self, nsamples: int) -> CalibrationTokens:
         return tokens_for(
@@ -309,15 +321,17 @@ class AutoRound:
 
     def _attention(self, plan: Plan, tokens: CalibrationTokens | None) -> AbstractContextManager[None]:
         """Attention as blocks shall compute it while these tokens flow."""
-        if tokens is None or not self._scores_kept(plan, tokens.input_ids.shape[1], tokens.pieces):
+        if tokens is None:
+            return nullcontext()
+        batch_size = tokens.per_batch(self.options.batch_size)
+        if not self._scores_kept(plan, batch_size, tokens.input_ids.shape[1]):
             return nullcontext()
         self._opened().bring(OUTSIDE)  # the modules that will run
         return attention_in_steps(self._opened().model)
 
-    def _scores_kept(self, plan: Plan, length: int, pieces: int) -> int:
+    def _scores_kept(self, plan: Plan, batch_size: int, length: int) -> int:
         dtype = self.options.compute_dtype or plan.layers[0].dtype
-        batch_size = max(1, self.options.batch_size // pieces)
-        return scores_kept(self._opened().model.config, dtype, self.device, batch_size, length)
+        return scores_kept(self._opened().model, dtype, self.device, batch_size, length)
 
     def _memory_needed(self, plan: Plan, options: TuningOptions) -> MemoryNeed:
         config = self._opened().model.config
@@ -325,7 +339,7 @@ class AutoRound:
         return memory_needed(
             plan, options, flows=needs_calibration(plan, options), samples=self.nsamples, seqlen=length,
             features=getattr(config, "hidden_size", 0), workers=self.workers,
-            scores=self._scores_kept(plan, length * options.joined, options.joined),
+            scores=self._scores_kept(plan, max(1, options.batch_size // options.joined), length * options.joined),
             elsewhere=self.activations == "device" and self.device.type != "cpu",
         )  # fmt: skip
 

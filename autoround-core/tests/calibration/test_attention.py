@@ -4,10 +4,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound
-from auto_round.calibration.attention import attention_in_steps, scores_kept
+from auto_round.calibration import attention
+from auto_round.calibration.attention import attention_in_steps, samples_kept, scores_kept
 from auto_round.calibration.inputs import capture_block_inputs
 from auto_round.model.opened import open_model
 from auto_round.model.structure import find_structure
@@ -18,12 +19,18 @@ CPU = torch.device("cpu")
 
 
 def test_scores_are_kept_where_they_are_few_and_bfloat16_on_a_cpu():
-    config = LlamaConfig(num_attention_heads=4)
-    assert scores_kept(config, torch.bfloat16, CPU, 4, 512) == 4 * 4 * 512**2 == 1 << 22
-    assert scores_kept(config, torch.bfloat16, CPU, 5, 512) == 0
-    assert scores_kept(config, torch.float32, CPU, 4, 512) == 0
-    assert scores_kept(config, torch.bfloat16, torch.device("cuda"), 4, 512) == 0
-    assert scores_kept(object(), torch.bfloat16, CPU, 4, 512) == 0
+    model = make("llama")
+    heads = model.config.num_attention_heads
+    length = round((attention.LARGEST / heads) ** 0.5)
+    assert scores_kept(model, torch.bfloat16, CPU, 1, length) == heads * length**2
+    assert samples_kept(model, torch.bfloat16, CPU, length) == 1
+    assert scores_kept(model, torch.bfloat16, CPU, 2, length) == 0
+    assert scores_kept(model, torch.float32, CPU, 1, length) == 0
+    assert scores_kept(model, torch.bfloat16, torch.device("cuda"), 1, length) == 0
+    assert scores_kept(nn.Linear(1, 1), torch.bfloat16, CPU, 1, length) == 0
+    assert scores_kept(make("falcon"), torch.bfloat16, CPU, 1, 16) == 0
+    with attention_in_steps(model):  # as if the user had said so
+        assert scores_kept(model, torch.bfloat16, CPU, 1, length) == 0
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -71,15 +78,15 @@ def test_blocks_of_files_and_of_objects_run_in_steps(dtype, wanted, iters, regis
     directory = stored("llama", getattr(torch, dtype))
     model = AutoModelForCausalLM.from_pretrained(directory)
     seen = set()
-    attention = type(model.model.layers[0].self_attn)
-    forward = attention.forward
+    module = type(model.model.layers[0].self_attn)
+    forward = module.forward
 
     def watched(self, *args, **kwargs):
         if kwargs["hidden_states"].shape[1] >= 16:  # not where a plan looks which layers share an input
             seen.add(self.config._attn_implementation)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "forward", watched)
+    monkeypatch.setattr(module, "forward", watched)
     tokens = torch.randint(3, 60, (4, 16), generator=torch.Generator().manual_seed(0))
     for source in (directory, model):
         seen.clear()

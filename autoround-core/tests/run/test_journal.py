@@ -196,6 +196,15 @@ def test_garbled_facts_are_named(cut_off, output):
     assert "part-000000.json cannot be read" in told["message"]
 
 
+@pytest.mark.parametrize("facts", ["[]", "{}", '{"step": 3, "file": "steps-000003.safetensors", "sums": 1}'])
+def test_garbled_facts_of_steps_of_all_blocks_are_named(cut_off, output, facts):
+    cut_off("together", before="auto_round.export.checkpoint:CheckpointExporter._write_config")
+    (output.with_name("out.unfinished") / "journal/steps.json").write_text(facts)
+    told = cut_off("together")
+    assert told["error"] == "OutputError"
+    assert "steps.json cannot be read" in told["message"]
+
+
 # Another command
 
 

@@ -172,7 +172,7 @@ class Watching(SilentProgress):
         model, blocks = self.job._open.model, self.job._open.structure.blocks
         self.seen.append([b for b in blocks if any(not p.is_meta for p in model.get_submodule(b).parameters())])
 
-    def start(self, blocks, steps_per_block, done=0):
+    def start(self, blocks, steps_per_block, done=0, together=0):
         self.step()
 
     def block(self, result):

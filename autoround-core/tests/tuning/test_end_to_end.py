@@ -35,31 +35,25 @@ def calibration():
 
 
 @pytest.fixture
-def quantized(stored, registry, calibration):
-    """A model quantized in memory with some options, and the outcome of the steps if there were any."""
+def outcomes():
+    """Outcomes of the steps that runs took, in order."""
+    return []
+
+
+@pytest.fixture
+def quantized(stored, registry, calibration, outcomes):
+    """A model quantized in memory with some options."""
 
     def run(architecture="llama", dataset=calibration, **options):
         made = AutoRound(
             stored(architecture), scheme="STEPS4", dataset=dataset, registry=registry, batch_size=4,
             seqlen=32, verbose=False, **{"nsamples": len(dataset), **BITS, **options},
         )  # fmt: skip
-        return made.quantize()[0]
+        model, _ = made.quantize()
+        outcomes.extend(filter(None, [made.report.end_to_end]))
+        return model
 
     return run
-
-
-@pytest.fixture
-def outcomes(monkeypatch):
-    """Outcomes of the steps that runs take from now on."""
-    seen = []
-
-    def noted(*args, **options):
-        results, outcome = tune_end_to_end(*args, **options)
-        seen.append(outcome)
-        return results, outcome
-
-    monkeypatch.setattr(job, "tune_end_to_end", noted)
-    return seen
 
 
 @pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "qwen3_moe"])

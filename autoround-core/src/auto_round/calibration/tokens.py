@@ -77,6 +77,10 @@ class CalibrationTokens:
         kept = self.input_ids[: rows * pieces].reshape(rows, pieces * length)
         return CalibrationTokens(kept, torch.ones_like(kept, dtype=torch.bool), self.source, pieces)
 
+    def per_batch(self, batch_size: int) -> int:
+        """How many of these are fed at a time where a batch is so many samples as they came: one at least."""
+        return min(max(1, batch_size // self.pieces), len(self))
+
     def __len__(self) -> int:
         """Number of samples."""
         return self.input_ids.shape[0]

@@ -66,6 +66,10 @@ e2e_iters = click.option(
     "--e2e-iters", type=int, default=0, show_default=True, help="Steps of all blocks together after each block's own."
 )
 
+e2e_nsamples = click.option(
+    "--e2e-nsamples", type=int, help="Calibration samples for those.  [default: as many as for blocks]"
+)
+
 low_memory = click.option("--low-memory", is_flag=True, help="Tune with less memory, slower; the same result.")
 """Options of both that decide what memory is needed."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from auto_round.run.fingerprint import fingerprint
 from auto_round.run.journal import Journal
 from auto_round.run.ranks import Ranks
 from auto_round.run.records import from_bytes, to_bytes
-from auto_round.tuning.end_to_end import Checkpoint, tune_end_to_end
+from auto_round.tuning.end_to_end import Checkpoint, Outcome, tune_end_to_end
 from auto_round.tuning.engine import Engine, Progress, needs_calibration, parts_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = ["Job"]
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
     """What a run works with.
 
@@ -49,6 +49,7 @@ class Job:
         resume: keep a journal, and go on from one.
         restart: forget what an earlier run left.
         activations: where activations live: "disk", "cpu", "device"; None for disk where there is a journal, else cpu.
+        outcome: of the steps of all blocks together, once they are done.
     """
 
     model: OpenModel
@@ -65,6 +66,7 @@ class Job:
     resume: bool = True
     restart: bool = False
     activations: str | None = None
+    outcome: Outcome | None = field(default=None, init=False)
 
     def in_memory(self) -> Iterator[BlockResult]:
         """Quantize and write nothing."""
@@ -127,11 +129,11 @@ class Job:
         assert self.e2e_tokens is not None
         held = list(parts)
         self.progress.end_to_end(self.options.e2e_iters, checkpoint.step)
-        finished, outcome = tune_end_to_end(
+        finished, self.outcome = tune_end_to_end(
             self.model.model, held, self.e2e_tokens, self.options, self.device, checkpoint, self.progress.step
         )
         del held  # with all that is no longer learnt
-        self.progress.end_to_end_done(outcome)
+        self.progress.end_to_end_done(self.outcome)
         yield from finished
 
     def _take(self, result: BlockResult, exporters: Sequence[Exporter] = ()) -> None:

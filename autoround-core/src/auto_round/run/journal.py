@@ -153,10 +153,13 @@ class Journal:
         if not self._steps_file.is_file():
             return 0, {}
         facts = _read(self._steps_file)
-        file = self._directory / facts["file"]
-        self._check(file, facts["sums"])
         try:
-            return facts["step"], load_file(file)
+            step, file, sums = int(facts["step"]), self._directory / facts["file"], dict(facts["sums"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(self._steps_file, "it is not what was written") from error
+        self._check(file, sums)
+        try:
+            return step, load_file(file)
         except (OSError, SafetensorError) as error:
             raise _unreadable(file, error) from error
 
@@ -193,7 +196,7 @@ class Journal:
         for path in sorted(self._directory.glob("part-*")):
             if path not in known:
                 path.unlink()
-        kept = _read(self._steps_file)["file"] if self._steps_file.is_file() else None
+        kept = _read(self._steps_file).get("file") if self._steps_file.is_file() else None
         for path in sorted(self._directory.glob("steps-*.safetensors")):
             if path.name != kept:
                 path.unlink()

@@ -21,7 +21,7 @@ LINES = 20
 class SilentProgress:
     """Says nothing."""
 
-    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
+    def start(self, blocks: int, steps_per_block: int, done: int = 0, together: int = 0) -> None:
         """Nothing."""
 
     def step(self) -> None:
@@ -46,17 +46,20 @@ class LineProgress(SilentProgress):
     def __init__(self) -> None:
         self._blocks = self._done = self._earlier = 0
         self._together = False
+        self._then = ""
         self._began = time.monotonic()
 
-    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
+    def start(self, blocks: int, steps_per_block: int, done: int = 0, together: int = 0) -> None:
         self._blocks, self._done, self._earlier, self._began = blocks, done, done, time.monotonic()
+        # How long those will take nobody knows before the first of them.
+        self._then = f", then {together} steps of all blocks together" if together else ""
 
     def block(self, result: BlockResult) -> None:
         self._done += 1
         spent = time.monotonic() - self._began
         left = spent / (self._done - self._earlier) * (self._blocks - self._done)
         print(
-            f"[{self._done}/{self._blocks}] {_told(result)}, {result.seconds:.1f} s, {_clock(left)} left",
+            f"[{self._done}/{self._blocks}] {_told(result)}, {result.seconds:.1f} s, {_clock(left)} left{self._then}",
             file=sys.stderr,
             flush=True,
         )
@@ -101,13 +104,16 @@ class BarProgress(SilentProgress):
             console=Console(stderr=True),
         )
         self._task: Any = None
+        self._next: Any = None
         self._steps = self._in_block = 0
 
-    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
+    def start(self, blocks: int, steps_per_block: int, done: int = 0, together: int = 0) -> None:
         self._steps = steps_per_block
         self._progress.start()
         total, already = blocks * steps_per_block, done * steps_per_block
         self._task = self._progress.add_task("quantizing", total=total, completed=already)
+        if together:
+            self._next = self._progress.add_task("end to end", start=False, total=together)
 
     def step(self) -> None:
         self._in_block += 1
@@ -119,8 +125,8 @@ class BarProgress(SilentProgress):
         self._progress.print(f"{_told(result)}, {result.seconds:.1f} s", highlight=False)
 
     def end_to_end(self, steps: int, done: int) -> None:
-        self._progress.remove_task(self._task)
-        self._task = self._progress.add_task("end to end", total=steps, completed=done)
+        self._task = self._next
+        self._progress.reset(self._task, total=steps, completed=done)
 
     def end_to_end_done(self, outcome: Outcome) -> None:
         self._progress.print(_told_together(outcome), highlight=False)

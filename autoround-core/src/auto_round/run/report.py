@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from auto_round.tuning.end_to_end import Outcome
 from auto_round.tuning.result import BlockResult
 
 __all__ = ["RunReport", "told_hurt", "told_unreached", "without_tensors"]
@@ -28,11 +29,13 @@ class RunReport:
         seconds: from opening the model to the last byte.
         peak_memory: largest resident set of the process, in bytes, None where the system does not tell.
         blocks: losses and times of every block; the codes are not kept here.
+        end_to_end: losses before and after the steps of all blocks together, None where there were none.
     """
 
     seconds: float
     peak_memory: int | None
     blocks: tuple[BlockResult, ...]
+    end_to_end: Outcome | None = None
 
 
 def without_tensors(before: BlockResult | None, part: BlockResult) -> BlockResult:

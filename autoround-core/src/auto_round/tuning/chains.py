@@ -59,7 +59,7 @@ class Chains:
         ranks: Ranks,
     ) -> Chains:
         """Record what the first block is fed."""
-        batch_size = min(max(1, options.batch_size // tokens.pieces), len(tokens))
+        batch_size = tokens.per_batch(options.batch_size)
         # A rank's share of a batch differs by one sample at most.
         shares = {batch_size // ranks.size, -(-batch_size // ranks.size)} - {0, batch_size}
         shares |= {PROBE_SAMPLES} - {batch_size} if options.improved else set()

@@ -99,18 +99,18 @@ def tune_end_to_end(
     """
     given = {layer.layer.name: layer for result in results for layer in result.layers}
     linears = {name: model.get_submodule(name) for name in given}
-    batch_size = min(max(1, options.batch_size // tokens.pieces), len(tokens))
     with _computing(model, device, options.compute_dtype) as dtype:
         voice = _Voice()
         layers = {n: _Layer(layer, linears[n], dtype, device, voice) for n, layer in given.items()}
-        few = samples_kept(model.config, dtype, device, tokens.input_ids.shape[1])
+        few = samples_kept(model, dtype, device, tokens.input_ids.shape[1])
         attention = attention_in_steps(model) if few else nullcontext()
         with _in_place(model, layers, linears), freed_memory_kept(), attention:
             loss = _Loss(model, tokens, voice, device, few)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
             steps = _Steps(layers, checkpoint)
-            order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))
+            size = tokens.per_batch(options.batch_size)
+            order = batches(len(tokens), size, torch.Generator().manual_seed(options.seed))
             for _ in range(checkpoint.step * options.gradient_accumulate_steps):
                 next(order)
             for step in range(checkpoint.step, options.e2e_iters):

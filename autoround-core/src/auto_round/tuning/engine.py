@@ -35,8 +35,12 @@ __all__ = ["Engine", "Progress", "needs_calibration", "parts_of"]
 class Progress(Protocol):
     """Told how far the work is."""
 
-    def start(self, blocks: int, steps_per_block: int, done: int = 0) -> None:
-        """Work begins; a block counts as `steps_per_block` steps; some may be done already."""
+    def start(self, blocks: int, steps_per_block: int, done: int = 0, together: int = 0) -> None:
+        """Work begins; a block counts as `steps_per_block` steps; some may be done already.
+
+        Args:
+            together: steps of all blocks that will follow.
+        """
 
     def step(self) -> None:
         """One step of the running block is done."""
@@ -138,7 +142,8 @@ class Engine:
                 for changed, tensor in result.changed.items():
                     self.model.model.get_parameter(changed).copy_(tensor)
         give_back_freed_memory()
-        self.progress.start(len(parts_of(self.plan, self.options)), max(1, self.options.iters), done)
+        parts = len(parts_of(self.plan, self.options))
+        self.progress.start(parts, max(1, self.options.iters), done, self.options.e2e_iters)
 
     def run(self, done: int = 0) -> Iterator[BlockResult]:
         """The parts after the first `done`, each as soon as it is finished; its weights are let go of afterwards."""
