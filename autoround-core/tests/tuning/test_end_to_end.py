@@ -9,7 +9,7 @@ from auto_round import AutoRound
 from auto_round.errors import UnknownOptionError
 from auto_round.run import job
 from auto_round.tuning import end_to_end
-from auto_round.tuning.end_to_end import Checkpoint, tune_end_to_end
+from auto_round.tuning.end_to_end import Checkpoint
 from auto_round.tuning.options import TuningOptions
 
 BITS = {"bits": 3, "iters": 0}
