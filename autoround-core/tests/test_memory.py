@@ -56,8 +56,8 @@ def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path):
     need = AutoRound(tmp_path, e2e_iters=1, **options).memory_needed()
     weights = 2 * (32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 48)  # of two blocks
     kept = 2 * (2 * 256 * 32)  # embedding and output, bfloat16
-    # As it was; offset, gradient, code, what it decodes to, and what rounding keeps for the backward pass.
-    assert need.block == 2 * weights + kept + (2 + 4 + 4 + 1 + 3 + 3) * weights
+    # As it was; offset, gradient, what gradients add up to, code, what it decodes to, what its backward pass needs.
+    assert need.block == 2 * weights + kept + (2 + 4 + 4 + 4 + 1 + 3 + 3) * weights
     scores = 4 * 2 * 16 * 16
     # Of two blocks: all of one that computes, half of one that waits.
     assert need.activations == 3 * 2 * (4 * 16 * 32) + 1.5 * (24 * 2 * (2 * 16 * 32) + 24 * scores)

@@ -36,8 +36,9 @@ ROUNDED_AGAIN = 4
 FINISHED = 3
 """Bytes per weight of a block that is done: a code, and what it decodes to."""
 
-TOGETHER = LEARNING + GRADIENT + PASSING + FINISHED
-"""Bytes per weight where all blocks learn together, beside the weight as it was and as it is rounded."""
+TOGETHER = LEARNING + 2 * GRADIENT + PASSING + FINISHED
+"""Bytes per weight where all blocks learn together, beside the weight as it was and as it is rounded; what gradients
+add up to counts like one."""
 
 EXACT = 8
 """Bytes per weight while channels that can be scaled are looked for: a float32 copy, and what is put back after it."""

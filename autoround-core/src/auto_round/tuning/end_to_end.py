@@ -6,9 +6,10 @@ original model's distribution of the token after each token of the calibration t
 
     loss = mean over tokens of KL(p || q)
 
-(Hinton, Vinyals, Dean 2015, arXiv:1503.02531, at temperature 1), straight through the rounding and stepped by signs, as
-in the blocks, in steps much smaller. Chen et al. 2024, arXiv:2407.11062, train scales that way after their blocks; here
-the rounding goes on being learnt, too.
+(Hinton, Vinyals, Dean 2015, arXiv:1503.02531, at temperature 1), straight through the rounding. As in blocks, steps go
+by signs, but they are much smaller, and the signs are those of gradients added up over some steps (Signum: Bernstein et
+al. 2018, arXiv:1802.04434): what the whole model says of one weight in one batch is mostly chance. Chen et al. 2024,
+arXiv:2407.11062, train scales that way after their blocks; here the rounding goes on being learnt, too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ __all__ = ["Checkpoint", "Outcome", "State", "tune_end_to_end"]
 
 STEP, SCALE_STEP = 0.001, 0.0003
 """First step of `v`, and of `min_scale` and `max_scale`; both fall linearly to 0."""
+
+MOMENTUM = 0.9
+"""What a step leaves of the gradients before it."""
 
 LOGITS = 1 << 26
 """Logits of one pass; a batch that has more is run in parts."""
@@ -226,19 +230,27 @@ class _Steps:
     def __init__(self, layers: Mapping[str, _Layer], checkpoint: Checkpoint) -> None:
         self._layers, self._checkpoint, self._saved = layers.values(), checkpoint, time.monotonic()
         self._learnt = {f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.learnt.items()}
-        for name, tensor in checkpoint.state.items():
-            with torch.no_grad():
-                self._learnt[name].copy_(tensor)
+        self._sums = {f"{n}.gradient": torch.zeros_like(p) for n, p in self._learnt.items()}
+        with torch.no_grad():
+            for name, tensor in checkpoint.state.items():
+                self._state[name].copy_(tensor)
         self._slots = [Slot(p, STEP if n.endswith(".v") else SCALE_STEP, 0.0) for n, p in self._learnt.items()]
 
     def take(self, step: int, of: int) -> None:
         """Number `step` of so many, from 0."""
+        for parameter, total in zip(self._learnt.values(), self._sums.values(), strict=True):
+            if parameter.grad is not None:
+                parameter.grad = total.mul_(MOMENTUM).add_(parameter.grad)
         sign_step(self._slots, 1.0 - step / of)
         for layer in self._layers:
             layer.clamp_learnt()
         if step + 1 == of or time.monotonic() - self._saved > SAVED:
-            self._checkpoint.save(step + 1, {name: p.detach() for name, p in self._learnt.items()})
+            self._checkpoint.save(step + 1, self._state)
             self._saved = time.monotonic()
+
+    @property
+    def _state(self) -> State:
+        return {name: parameter.detach() for name, parameter in self._learnt.items()} | self._sums
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class TuningOptions:
             before them (`compensation`); a block keeps that unless steps do better, at two bits unless they come near.
             Static activations have their range chosen (`clipping`).
         e2e_iters: steps of all blocks together after those of each, towards the original model's next-token
-            distributions (`auto_round.tuning.end_to_end`); the whole model and all that is learnt for it, about 20
+            distributions (`auto_round.tuning.end_to_end`); the whole model and all that is learnt for it, about 24
             bytes a weight, are in memory then. They compute in the model's dtype, or in float32.
         low_memory: keep no rounded weight from the forward pass to the backward pass but round it again, and give freed
             memory back at once: slower, with the same result. For the published recipe.
