@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from auto_round import AutoRound
 from auto_round.errors import UnknownOptionError
@@ -68,6 +68,37 @@ def test_the_loss_is_how_far_a_model_is_from_its_original(
     assert outcomes[0].before == pytest.approx(before, rel=1e-2)
     assert outcomes[0].after == pytest.approx(after, rel=1e-2)
     assert after < 0.9 * before
+
+
+def apart(model, wanted, ids):
+    """How far hidden states after the blocks are apart, relative to what is wanted."""
+    with torch.no_grad():
+        found, wanted = (m(input_ids=ids, output_hidden_states=True).hidden_states[1:] for m in (model, wanted))
+    each = [((g - h).float().square().sum(-1) / h.float().square().sum(-1)).mean() for h, g in zip(wanted, found, strict=True)]
+    return sum(each).item() / len(each)
+
+
+def test_hidden_states_count(quantized, original, calibration, monkeypatch):
+    monkeypatch.setattr(end_to_end, "STEP", 0.01)
+    found = {}
+    for weight in (0.0, 100.0):
+        monkeypatch.setattr(end_to_end, "HIDDEN", weight)
+        found[weight] = apart(quantized(e2e_iters=24), original(), calibration)
+    assert found[100.0] < 0.95 * found[0.0]
+
+
+def test_a_model_that_does_not_tell_its_hidden_states(quantized, outcomes, monkeypatch):
+    forward = LlamaForCausalLM.forward
+
+    def silent(self, *args, **options):
+        answer = forward(self, *args, **options)
+        answer.hidden_states = None
+        return answer
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", silent)
+    monkeypatch.setattr(end_to_end, "STEP", 0.01)
+    quantized(e2e_iters=8)
+    assert outcomes[0].after < outcomes[0].before
 
 
 def test_padding_does_not_count(quantized, original, outcomes):

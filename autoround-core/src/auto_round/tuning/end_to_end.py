@@ -2,14 +2,16 @@
 """Steps of all blocks together, towards the next-token distributions of the original model.
 
 What blocks were tuned for one by one adds up to a model that is further from its original than it need be. With p the
-original model's distribution of the token after each token of the calibration text and q the quantized model's,
+original model's distribution of the token after each token of the calibration text and h its hidden state after each
+block, q and g those of the quantized model,
 
-    loss = mean over tokens of KL(p || q)
+    loss = mean over tokens of KL(p || q) + HIDDEN * mean over blocks of |g - h|^2 / |h|^2
 
-(Hinton, Vinyals, Dean 2015, arXiv:1503.02531, at temperature 1), straight through the rounding. As in blocks, steps go
-by signs, but they are much smaller, and the signs are those of gradients added up over some steps (Signum: Bernstein et
-al. 2018, arXiv:1802.04434): what the whole model says of one weight in one batch is mostly chance. Chen et al. 2024,
-arXiv:2407.11062, train scales that way after their blocks; here the rounding goes on being learnt, too.
+straight through the rounding (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, at temperature 1; hidden states as in Sun
+et al. 2019, arXiv:1908.09355). As in blocks, steps go by signs, but they are much smaller, and the signs are those of
+gradients added up over some steps (Signum: Bernstein et al. 2018, arXiv:1802.04434): what the whole model says of one
+weight in one batch is mostly chance. Chen et al. 2024, arXiv:2407.11062, train scales that way after their blocks; here
+the rounding goes on being learnt, too. What is better in the end is decided by the first term alone.
 """
 
 from __future__ import annotations
@@ -45,6 +47,11 @@ STEP, SCALE_STEP = 0.001, 0.0003
 MOMENTUM = 0.9
 """What a step leaves of the gradients before it."""
 
+HIDDEN = 0.5
+"""What hidden states count beside the distributions: less text is learnt by heart, and more of it."""
+
+TINY = torch.finfo(torch.float32).tiny
+
 LOGITS = 1 << 26
 """Logits of one pass; a batch that has more is run in parts."""
 
@@ -58,7 +65,7 @@ State = dict[str, torch.Tensor]
 @dataclass(frozen=True)
 class Outcome:
     """Attributes:
-    before, after: loss on the fixed slice, in nats.
+    before, after: divergence from the original model's distributions on the fixed slice, in nats.
     """
 
     before: float
@@ -200,28 +207,55 @@ class _Loss:
         """Add the gradient of the mean over a batch's tokens to what is learnt."""
         count = self._tokens.mask[batch].sum()
         for part in batch.split(self._at_once):
+            with torch.no_grad():
+                wanted = self._answer(part, "original", hidden=True)
             with torch.enable_grad():
-                (self._sum(part, "rounded") / count).backward()
+                found = self._answer(part, "rounded", hidden=True)
+                loss = _divergence(wanted, found) + HIDDEN * _apart(wanted, found)
+                (loss / count).backward()
 
     @torch.no_grad()
     def mean(self, samples: torch.Tensor, said: str) -> float:
-        """In nats."""
-        total = sum(self._sum(part, said).double().item() for part in samples.split(self._at_once))
+        """Divergence from the original's distributions, in nats."""
+        total = 0.0
+        for part in samples.split(self._at_once):
+            total += _divergence(self._answer(part, "original"), self._answer(part, said)).double().item()
         return total / int(self._tokens.mask[samples].sum())
 
-    def _sum(self, part: torch.Tensor, said: str) -> torch.Tensor:
-        ids = self._tokens.input_ids[part].to(self._device)
-        mask = self._tokens.mask[part].to(self._device)
-        with torch.no_grad():
-            wanted = self._log_probabilities(ids, mask, "original")
-        return F.kl_div(self._log_probabilities(ids, mask, said), wanted, reduction="sum", log_target=True)
-
-    def _log_probabilities(self, ids: torch.Tensor, mask: torch.Tensor, said: str) -> torch.Tensor:
-        """Of the token after each real one, float32 [tokens, vocabulary]."""
+    def _answer(self, part: torch.Tensor, said: str, *, hidden: bool = False) -> _Answer:
+        """What the model says to some samples with these weights."""
         self._voice.said = said
+        ids, mask = self._tokens.input_ids[part].to(self._device), self._tokens.mask[part]
         # Padding is on the right, where no real token sees it.
-        logits = self._model(input_ids=ids, use_cache=False).logits
-        return F.log_softmax(logits[mask].float(), -1)
+        real = (slice(None),) if bool(mask.all()) else mask.to(self._device)
+        output = self._model(input_ids=ids, use_cache=False, output_hidden_states=hidden)
+        states = (output.hidden_states or ())[1:] if hidden else ()
+        return _Answer(F.log_softmax(output.logits[real].float(), -1), tuple(state[real] for state in states))
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """Attributes:
+    log_probabilities: of the token after each real one, float32 [..., vocabulary].
+    hidden: the state of each real token after each block, [..., features]; none of a model that does not tell.
+    """
+
+    log_probabilities: torch.Tensor
+    hidden: tuple[torch.Tensor, ...]
+
+
+def _divergence(wanted: _Answer, found: _Answer) -> torch.Tensor:
+    """Sum over tokens, in nats."""
+    return F.kl_div(found.log_probabilities, wanted.log_probabilities, reduction="sum", log_target=True)
+
+
+def _apart(wanted: _Answer, found: _Answer) -> torch.Tensor | float:
+    """Sum over tokens of how far hidden states are apart, relative to their squared length, mean over blocks."""
+    each = [
+        ((g.float() - h.float()).square().sum(-1) / h.float().square().sum(-1).clamp(min=TINY)).sum()
+        for h, g in zip(wanted.hidden, found.hidden, strict=True)
+    ]
+    return sum(each) / len(each) if each else 0.0
 
 
 class _Steps:
