@@ -74,7 +74,10 @@ def apart(model, wanted, ids):
     """How far hidden states after the blocks are apart, relative to what is wanted."""
     with torch.no_grad():
         found, wanted = (m(input_ids=ids, output_hidden_states=True).hidden_states[1:] for m in (model, wanted))
-    each = [((g - h).float().square().sum(-1) / h.float().square().sum(-1)).mean() for h, g in zip(wanted, found, strict=True)]
+    each = [
+        ((g - h).float().square().sum(-1) / h.float().square().sum(-1)).mean()
+        for h, g in zip(wanted, found, strict=True)
+    ]
     return sum(each).item() / len(each)
 
 
