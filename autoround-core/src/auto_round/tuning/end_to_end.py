@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "Outcome", "State", "tune_end_to_end"]
 
-STEP, SCALE_STEP = 0.001, 0.0003
+STEP, SCALE_STEP = 0.0005, 0.00015
 """First step of `v`, and of `min_scale` and `max_scale`; both fall linearly to 0."""
 
-MOMENTUM = 0.9
+MOMENTUM = 0.8
 """What a step leaves of the gradients before it."""
 
-HIDDEN = 0.5
+HIDDEN = 0.6
 """What hidden states count beside the distributions: less text is learnt by heart, and more of it."""
 
 TINY = torch.finfo(torch.float32).tiny

@@ -108,7 +108,7 @@ def tune_block(
     of_layers = [_slots_of(learnt, layer, options) for layer in layers for learnt in layer.learning]
     slots = [slot for of_layer in of_layers for slot in of_layer]
     fixed = FixedSlice(samples, batch_size, device)
-    keeper = _Keeper(layers, fixed, rival, trust, remembered=slots if options.e2e_iters else ())
+    keeper = _Keeper(layers, slots, fixed, rival, trust, learns_on=options.e2e_iters > 0)
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
@@ -140,7 +140,7 @@ def tune_block(
                 give_back_freed_memory()
     for layer in alone:
         layer.own_errors = None
-    return keeper.settle(slots)
+    return keeper.settle()
 
 
 def _loss(samples: Samples, batch: torch.Tensor, own: OwnErrors | None, device: torch.device) -> torch.Tensor:
@@ -249,16 +249,19 @@ class _Keeper:
     def __init__(
         self,
         layers: Sequence[TunableLinear],
+        slots: Sequence[Slot],
         fixed: FixedSlice,
         rival: float | None,
-        trust: float = 1.0,
-        remembered: Sequence[Slot] = (),
+        trust: float,
+        *,
+        learns_on: bool,
     ) -> None:
         """Args:
-        remembered: what is to end as it was where the loss was least, and not only codes, because it is learnt on.
+        learns_on: whether what is learnt, too, is to end as it was where the loss was least, and not only codes.
         """
-        self._layers, self._fixed = layers, fixed
-        self._remembered, self._values = remembered, [slot.parameter.detach() for slot in remembered]
+        self._layers, self._slots, self._fixed = layers, slots, fixed
+        self._learns_on = learns_on
+        self._values: list[torch.Tensor] = []
         self.first = float("inf")
         self._rival = rival
         self._least = float("inf") if rival is None else rival / trust
@@ -278,16 +281,17 @@ class _Keeper:
             else:
                 layer.forget()
         self._better = step > 0
-        self._values = [slot.parameter.detach().clone() for slot in self._remembered]
+        self._values = [slot.parameter.detach().clone() for slot in self._slots] if self._learns_on else []
 
     @torch.no_grad()
-    def settle(self, slots: Sequence[Slot]) -> TuningOutcome:
+    def settle(self) -> TuningOutcome:
         """Where nothing was better than the start the layers are as they were before the first step."""
         if not self._better:
-            for slot in slots:
+            for slot in self._slots:
                 slot.parameter.fill_(slot.neutral)
-        for slot, value in zip(self._remembered, self._values, strict=True) if self._better else ():
-            slot.parameter.copy_(value)
+        elif self._values:
+            for slot, value in zip(self._slots, self._values, strict=True):
+                slot.parameter.copy_(value)
         if self._rival is not None:
             return TuningOutcome(self.first, self._rival, self._step, rival_stays=True)
         return TuningOutcome(self.first, self._least, self._step)
