@@ -50,7 +50,7 @@ def test_activations_on_a_device_of_their_own_take_no_memory_of_the_cpu(stored, 
         AutoRound(stored("llama"), activations="gpu", **options)
 
 
-def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path):
+def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path, monkeypatch):
     make_model(tiny_config()).bfloat16().save_pretrained(tmp_path)
     options = {"scheme": "STEPS4", "registry": registry, "nsamples": 4, "seqlen": 16, "batch_size": 2, "iters": 1}
     need = AutoRound(tmp_path, e2e_iters=1, **options).memory_needed()
@@ -59,8 +59,15 @@ def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path):
     # As it was; offset, gradient, what gradients add up to, code, what it decodes to, what its backward pass needs.
     assert need.block == 2 * weights + kept + (2 + 4 + 4 + 4 + 1 + 3 + 3) * weights
     scores = 4 * 2 * 16 * 16
-    # Of two blocks: all of one that computes, half of one that waits.
-    assert need.activations == 3 * 2 * (4 * 16 * 32) + 1.5 * (24 * 2 * (2 * 16 * 32) + 24 * scores)
+    # Of two blocks: all of one that computes, half of one that waits; and the logits.
+    of_batch = 1.5 * (24 * 2 * (2 * 16 * 32) + 24 * scores) + 24 * (2 * 16 * 256)
+    assert need.activations == 3 * 2 * (4 * 16 * 32) + of_batch
+    # A batch that has too many scores, or logits, is run in parts.
+    half = 3 * 2 * (4 * 16 * 32) + of_batch / 2
+    monkeypatch.setattr("auto_round.calibration.attention.LARGEST", scores // 2)
+    assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
+    monkeypatch.setattr("auto_round.tuning.whole_pass.LOGITS", 1)
+    assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
 
 
 def test_rounding_needs_a_few_layers(registry, tmp_path):

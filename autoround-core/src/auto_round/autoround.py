@@ -41,6 +41,7 @@ from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.engine import needs_calibration
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
+from auto_round.tuning.whole_pass import whole_pass
 
 if TYPE_CHECKING:
     from auto_round.calibration import CalibrationTokens
@@ -330,16 +331,21 @@ class AutoRound:
         return attention_in_steps(self._opened().model)
 
     def _scores_kept(self, plan: Plan, batch_size: int, length: int) -> int:
-        dtype = self.options.compute_dtype or plan.layers[0].dtype
-        return scores_kept(self._opened().model, dtype, self.device, batch_size, length)
+        return scores_kept(self._opened().model, self._dtype(plan), self.device, batch_size, length)
+
+    def _dtype(self, plan: Plan) -> torch.dtype:
+        """In which blocks are computed, on a device that can do it."""
+        return self.options.compute_dtype or plan.layers[0].dtype
 
     def _memory_needed(self, plan: Plan, options: TuningOptions) -> MemoryNeed:
-        config = self._opened().model.config
+        model = self._opened().model
         length = sample_length(self._opened(), self._seqlen)
+        batch = max(1, options.batch_size // options.joined), length * options.joined
+        together = whole_pass(model, self._dtype(plan), self.device, *batch) if options.e2e_iters else None
         return memory_needed(
             plan, options, flows=needs_calibration(plan, options), samples=self.nsamples, seqlen=length,
-            features=getattr(config, "hidden_size", 0), workers=self.workers,
-            scores=self._scores_kept(plan, max(1, options.batch_size // options.joined), length * options.joined),
+            features=getattr(model.config, "hidden_size", 0), workers=self.workers,
+            scores=self._scores_kept(plan, *batch), together=together,
             elsewhere=self.activations == "device" and self.device.type != "cpu",
         )  # fmt: skip
 

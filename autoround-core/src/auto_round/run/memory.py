@@ -18,6 +18,7 @@ from auto_round.tuning.stack import LARGEST, stacks_in
 if TYPE_CHECKING:
     from auto_round.plan import Plan
     from auto_round.tuning.options import TuningOptions
+    from auto_round.tuning.whole_pass import WholePass
 
 __all__ = ["MemoryNeed", "memory_needed", "peak_memory", "told_short"]
 
@@ -59,6 +60,10 @@ SCORES = 24
 """Bytes per score of attention that is computed in steps: before and after the softmax, in its precision, gradients."""
 
 
+LOGIT = 24
+"""Bytes per logit of both models: as computed, logarithms of probabilities, what their divergence needs, gradients."""
+
+
 @dataclass(frozen=True)
 class MemoryNeed:
     """What a run needs, in bytes.
@@ -92,6 +97,7 @@ def memory_needed(
     features: int,
     workers: int,
     scores: int = 0,
+    together: WholePass | None = None,
     elsewhere: bool = False,
 ) -> MemoryNeed:
     """The peak of a run with `low_cpu_mem_usage`, on a CPU; within a tenth where it was measured.
@@ -101,6 +107,7 @@ def memory_needed(
         samples, seqlen, features: of the calibration data, and of hidden states.
         workers: sets of layers that are rounded at once.
         scores: of attention, that a block keeps for a batch.
+        together: what goes through the whole model at a time in steps of all blocks together, if there are any.
         elsewhere: whether the activations between blocks live on a device of their own. Those on disk count: they are
             in memory for as long as the system has room.
     """
@@ -127,15 +134,15 @@ def memory_needed(
     between = 0 if elsewhere else between
     kept = PASSES + OWN * options.improved if options.iters else 8
     within = options.batch_size * seqlen * features * itemsize * kept + scores * SCORES
-    if options.e2e_iters:
+    if together is not None:
         everything = sum(weights.values()) + sum(tensor.nbytes for tensor in plan.kept)
-        together = (TOGETHER + itemsize * (1 + options.compensates)) * sum(
+        learning = (TOGETHER + itemsize * (1 + options.compensates)) * sum(
             layer.shape[0] * layer.shape[1] for layer in plan.quantized
         )
         # All blocks keep what their backward passes need, and one at a time computes.
-        passing = options.batch_size * seqlen * features * itemsize * PASSES + scores * SCORES
-        passing = passing * (1 + len(plan.blocks)) // 2
-        return MemoryNeed(process, 0, everything + max(learnt, together), between + max(within, passing))
+        passing = together.tokens * features * itemsize * PASSES + together.scores * SCORES
+        passing = passing * (1 + len(plan.blocks)) // 2 + together.logits * LOGIT
+        return MemoryNeed(process, 0, everything + max(learnt, learning), between + max(within, passing))
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)
     return MemoryNeed(process, 0, max(outside + weights[largest], weights[largest] + learnt), between + within)

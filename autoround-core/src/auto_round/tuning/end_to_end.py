@@ -28,12 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from auto_round.calibration.attention import attention_in_steps, samples_kept
+from auto_round.calibration.attention import attention_in_steps
 from auto_round.run.allocator import freed_memory_kept
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import put, put_weight, relative_error
 from auto_round.tuning.result import BlockResult, LayerResult
 from auto_round.tuning.signround import SLICE_SAMPLES, Slot, batches, sign_step
+from auto_round.tuning.whole_pass import whole_pass
 
 if TYPE_CHECKING:
     from auto_round.calibration import CalibrationTokens
@@ -51,9 +52,6 @@ HIDDEN = 0.6
 """What hidden states count beside the distributions: less text is learnt by heart, and more of it."""
 
 TINY = torch.finfo(torch.float32).tiny
-
-LOGITS = 1 << 26
-"""Logits of one pass; a batch that has more is run in parts."""
 
 SAVED = 300.0
 """Seconds of work that may be lost."""
@@ -113,15 +111,15 @@ def tune_end_to_end(
     with _computing(model, device, options.compute_dtype) as dtype:
         voice = _Voice()
         layers = {n: _Layer(layer, linears[n], dtype, device, voice) for n, layer in given.items()}
-        few = samples_kept(model, dtype, device, tokens.input_ids.shape[1])
-        attention = attention_in_steps(model) if few else nullcontext()
+        batch_size = tokens.per_batch(options.batch_size)
+        at_once = whole_pass(model, dtype, device, batch_size, tokens.input_ids.shape[1])
+        attention = attention_in_steps(model) if at_once.scores else nullcontext()
         with _in_place(model, layers, linears), freed_memory_kept(), attention:
-            loss = _Loss(model, tokens, voice, device, few)
+            loss = _Loss(model, tokens, voice, device, at_once.samples)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
             steps = _Steps(layers, checkpoint)
-            size = tokens.per_batch(options.batch_size)
-            order = batches(len(tokens), size, torch.Generator().manual_seed(options.seed))
+            order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))
             for _ in range(checkpoint.step * options.gradient_accumulate_steps):
                 next(order)
             for step in range(checkpoint.step, options.e2e_iters):
@@ -197,11 +195,10 @@ class _Loss:
         self, model: Any, tokens: CalibrationTokens, voice: _Voice, device: torch.device, at_once: int
     ) -> None:
         """Args:
-        at_once: samples to be run at a time, if they have not too many logits; 0 for as many as have few enough.
+        at_once: samples to be run at a time.
         """
         self._model, self._tokens, self._voice, self._device = model, tokens, voice, device
-        few = max(1, LOGITS // (tokens.input_ids.shape[1] * model.get_output_embeddings().weight.shape[0]))
-        self._at_once = min(few, at_once) or few
+        self._at_once = at_once
 
     def backward(self, batch: torch.Tensor) -> None:
         """Add the gradient of the mean over a batch's tokens to what is learnt."""
