@@ -40,7 +40,7 @@ def whole_pass(model: Any, dtype: torch.dtype, device: torch.device, batch_size:
         device: where it does.
         batch_size, length: of what there is to run.
     """
-    vocabulary = model.config.vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     few = max(1, LOGITS // (length * vocabulary))
     samples = min(batch_size, few, samples_kept(model, dtype, device, length) or few)
     tokens = samples * length
