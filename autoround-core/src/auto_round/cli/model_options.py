@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["activations", "e2e_iters", "low_memory", "model_and_scheme", "read_model", "read_scheme", "recipe"]
+__all__ = [
+    "activations",
+    "e2e_iters",
+    "e2e_nsamples",
+    "low_memory",
+    "model_and_scheme",
+    "read_model",
+    "read_scheme",
+    "recipe",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
