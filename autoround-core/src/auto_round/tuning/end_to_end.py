@@ -49,7 +49,7 @@ MOMENTUM = 0.8
 """What a step leaves of the gradients before it."""
 
 HIDDEN = 0.6
-"""What hidden states count beside the distributions: less text is learnt by heart, and more of it."""
+"""What hidden states count beside the distributions: with them more is learnt of a text, and less of it by heart."""
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -262,9 +262,10 @@ class _Steps:
         self._layers, self._checkpoint, self._saved = layers.values(), checkpoint, time.monotonic()
         self._learnt = {f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.learnt.items()}
         self._sums = {f"{n}.gradient": torch.zeros_like(p) for n, p in self._learnt.items()}
-        with torch.no_grad():
-            for name, tensor in checkpoint.state.items():
-                self._state[name].copy_(tensor)
+        # What steps change, they change in place.
+        self._state: State = {name: p.detach() for name, p in self._learnt.items()} | self._sums
+        for name, tensor in checkpoint.state.items():
+            self._state[name].copy_(tensor)
         self._slots = [Slot(p, STEP if n.endswith(".v") else SCALE_STEP, 0.0) for n, p in self._learnt.items()]
 
     def take(self, step: int, of: int) -> None:
@@ -278,10 +279,6 @@ class _Steps:
         if step + 1 == of or time.monotonic() - self._saved > SAVED:
             self._checkpoint.save(step + 1, self._state)
             self._saved = time.monotonic()
-
-    @property
-    def _state(self) -> State:
-        return {name: parameter.detach() for name, parameter in self._learnt.items()} | self._sums
 
 
 @contextmanager

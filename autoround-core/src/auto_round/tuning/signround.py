@@ -281,7 +281,8 @@ class _Keeper:
             else:
                 layer.forget()
         self._better = step > 0
-        self._values = [slot.parameter.detach().clone() for slot in self._slots] if self._learns_on else []
+        if self._learns_on and self._better:  # the start is neutral, and needs no copy
+            self._values = [slot.parameter.detach().clone() for slot in self._slots]
 
     @torch.no_grad()
     def settle(self) -> TuningOutcome:
