@@ -64,8 +64,9 @@ def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path, monkeypatc
     assert need.activations == 3 * 2 * (4 * 16 * 32) + of_batch
     # A batch that has too many scores, or logits, is run in parts.
     half = 3 * 2 * (4 * 16 * 32) + of_batch / 2
-    monkeypatch.setattr("auto_round.calibration.attention.LARGEST", scores // 2)
-    assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
+    with monkeypatch.context() as few:
+        few.setattr("auto_round.calibration.attention.LARGEST", scores // 2)
+        assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
     monkeypatch.setattr("auto_round.tuning.whole_pass.LOGITS", 1)
     assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
 
