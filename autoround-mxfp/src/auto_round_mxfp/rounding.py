@@ -23,6 +23,9 @@ HALF = 1 << 22
 
 FRACTION_BITS = 23
 
+HALF_FRACTION_BITS, HALF_SMALLEST_EXPONENT = 10, -14
+"""Of float16."""
+
 
 def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> torch.Tensor:
     """Round to the nearest value of the format, ties to the even code, cutting off at its largest; in place.
@@ -45,23 +48,23 @@ def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> t
 def codes_of(values: torch.Tensor, element: Element) -> torch.Tensor:
     """The codes of values that lie on the grid, uint8: two's complement of whole numbers, else sign and magnitude.
 
-    After adding the power of two of `round_to_grid` to a magnitude, the exponent field holds its exponent, and the last
-    bits its mantissa with the leading one. Exponent times 2^m plus that mantissa is the code, up to a constant; bits
-    that are left over lie above the lowest eight.
+    A float16 has five bits of exponent, more than any element: a value times the power of two that makes the smallest
+    normal one of its format the smallest normal float16 has the bits of its code in the upper bits of that float16,
+    values below the normal ones included. In halves of the size every step also takes half as long.
 
     Args:
         values: float32, contiguous.
     """
-    coarse = FRACTION_BITS - element.mantissa_bits
     if element.whole:
+        coarse = FRACTION_BITS - element.mantissa_bits
         lowest = (values + 1.5 * 2**coarse).view(torch.int32).bitwise_and_((1 << element.bits) - 1)
         return lowest.to(torch.uint8)
-    powers = _powers(values, element, torch.empty_like(values), coarse << FRACTION_BITS)
-    bits = values.abs().add_(powers).view(torch.int32)
-    zero = 127 + element.smallest_exponent + coarse << element.mantissa_bits
-    codes = (bits >> coarse).add_(bits).sub_(zero)
-    signs = (values.view(torch.int32) >> 31).bitwise_and_(1 << (element.bits - 1))
-    return codes.bitwise_or_(signs).to(torch.uint8)
+    moved = values * 2.0 ** (HALF_SMALLEST_EXPONENT - element.smallest_exponent)
+    bits = moved.to(torch.float16).view(torch.int16)
+    sign = 1 << (element.bits - 1)
+    signs = (bits >> (16 - element.bits)).bitwise_and_(sign)
+    magnitudes = (bits >> (HALF_FRACTION_BITS - element.mantissa_bits)).bitwise_and_(sign - 1)
+    return magnitudes.bitwise_or_(signs).to(torch.uint8)
 
 
 def values_of(codes: torch.Tensor, element: Element) -> torch.Tensor:

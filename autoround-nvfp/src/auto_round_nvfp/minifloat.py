@@ -52,17 +52,22 @@ def round_e2m1_(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.T
 
 
 def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
-    """E2M1 values to their codes: uint8, the magnitude's place 0 to 7 in the table above, plus 8 if negative."""
-    size = values.abs()
-    # Three straight lines through the table, each the lowest over its own part: steps of 0.5, of 1 and of 2.
-    place = torch.minimum(torch.minimum(size * 2, size + 2), size / 2 + 4)
-    return (place + (values < 0) * 8).to(torch.uint8)
+    """E2M1 values to their codes: uint8, the magnitude's place 0 to 7 in the table above, plus 8 if negative.
+
+    The smallest normal float16 is 2^-14, that of E2M1 is 1: times the one, a value has the bits of its code in those of
+    the float16, 0.5 among the numbers below the normal ones.
+    """
+    moved = (values * 2.0**-14).add_(0.0)  # which turns -0.0, whose code is never stored, into 0.0
+    bits = moved.to(torch.float16).view(torch.int16)
+    signs = (bits >> 12).bitwise_and_(8)
+    return (bits >> 9).bitwise_and_(7).bitwise_or_(signs).to(torch.uint8)
 
 
 def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
     """Codes 0 to 15 to E2M1 values, float32; code 8 is -0.0."""
     table = torch.tensor(_E2M1 + tuple(-value for value in _E2M1), device=codes.device)
-    return table[codes.int()]
+    # Three times as fast as indexing with square brackets on a CPU.
+    return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
 
 
 class ScaleFormat(ABC):
