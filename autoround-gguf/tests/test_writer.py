@@ -275,6 +275,22 @@ def test_data_types_of_others_are_refused_when_planned(tokens):
             lambda: tf.LlamaConfig(**GROUPED, rope_parameters={**SHORT, "rope_type": "dynamic", "factor": 2.0}),
             "positions of type dynamic",
         ),
+        (
+            lambda: tf.Gemma2Config(**GROUPED, head_dim=32, query_pre_attn_scalar=64),
+            "divides scores by the root of 32, and the model by that of 64",
+        ),
+        (
+            lambda: tf.Gemma3TextConfig(
+                **{**GROUPED, "num_hidden_layers": 6},
+                head_dim=32,
+                query_pre_attn_scalar=32,
+                rope_parameters={
+                    "sliding_attention": {**SHORT, "rope_theta": 500.0},
+                    "full_attention": {**SHORT},
+                },
+            ),
+            "have rope theta 10000, and the model's 500",
+        ),
     ],
 )
 def test_what_llama_cpp_would_compute_differently_is_refused(tmp_path, write, config, reason):

@@ -30,6 +30,12 @@ def write_hyperparameters(writer: gguf.GGUFWriter, architecture: Architecture, c
         GROUPS[group](writer, config)
 
 
+LAYERS_OF_LARGEST = {"gemma2": 46, "gemma3": 62}
+"""Of the models of 27 billion weights, whose scores llama.cpp scales in another way."""
+
+LOCAL_ROPE_THETA = 10000.0
+
+
 def refusals(architecture: Architecture, config: Any) -> list[str]:
     """What llama.cpp would compute differently from the model, each a clause."""
     found = []
@@ -47,12 +53,29 @@ def refusals(architecture: Architecture, config: Any) -> list[str]:
         ]
         if list(kinds) != wanted:
             found.append(f"it takes every {architecture.pattern}th block to see everything, and here it is others")
+    found += _attention_refusals(architecture, config)
     if "experts" in architecture.metadata and (
         getattr(config, "decoder_sparse_step", 1) != 1 or getattr(config, "mlp_only_layers", None)
     ):
         found.append("it takes every block to have experts")
     if "experts" in architecture.metadata and not getattr(config, "norm_topk_prob", True):
         found.append("it normalises the weights of the experts that are used, and the model does not")
+    return found
+
+
+def _attention_refusals(architecture: Architecture, config: Any) -> list[str]:
+    """What is set in Gemma's configs and has no key in a file: llama.cpp goes by the size of the model."""
+    found = []
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    if scalar is not None:
+        largest = LAYERS_OF_LARGEST.get(architecture.name) == config.num_hidden_layers
+        divisor = config.hidden_size / config.num_attention_heads if largest else head_size(config)
+        if scalar != divisor:
+            found.append(f"it divides scores by the root of {divisor:g}, and the model by that of {scalar:g}")
+    local = (getattr(config, "rope_parameters", None) or {}).get("sliding_attention")
+    theta = LOCAL_ROPE_THETA if local is None else local.get("rope_theta", LOCAL_ROPE_THETA)
+    if theta != LOCAL_ROPE_THETA:
+        found.append(f"its blocks with windows have rope theta {LOCAL_ROPE_THETA:g}, and the model's {theta:g}")
     return found
 
 
