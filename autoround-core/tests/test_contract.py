@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from auto_round import AutoRound
 from auto_round.data_type.register import declarations, register_dtype
 from auto_round.data_type.utils import get_quant_func, reshape_pad_tensor_by_group_size, revert_tensor_by_pad, round_ste
-from auto_round.errors import ContractError
+from auto_round.errors import ContractError, SchemeError
 from auto_round.schemes import PRESET_SCHEMES, QuantizationScheme
 
 
@@ -80,3 +80,75 @@ def test_a_misspelt_parameter_is_found_when_it_is_registered():
             return tensor, None, None
 
     assert declarations() == before
+
+
+RUN = {"iters": 2, "nsamples": 2, "bits": 4, "group_size": 32, "verbose": False}
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "best"}, {"e2e_iters": 2}, {"iters": 0}])
+def test_a_data_type_that_learns_nothing(isolated_registry, model_dir, dataloader, options):
+    @register_dtype("signs")
+    def quant_tensor_signs(tensor, group_size=32):
+        groups, shape, padding = reshape_pad_tensor_by_group_size(tensor.float(), group_size)
+        scale = groups.abs().mean(-1, keepdim=True)
+        signs = torch.where(groups < 0, -1.0, 1.0)
+        return revert_tensor_by_pad(signs * scale, shape, padding).to(tensor.dtype), scale, None
+
+    ar = AutoRound(model_dir, data_type="signs", dataset=dataloader, **{**RUN, **options})
+    model, _ = ar.quantize()
+    assert model.model.layers[0].mlp.up_proj.weight[0, :32].abs().unique().numel() == 1
+
+
+def give_nan(tensor, v):
+    return tensor + v.sum().to(tensor.dtype) * torch.nan, None, None
+
+
+def cut(tensor, v):
+    return (tensor + v.sum().to(tensor.dtype))[:1], None, None
+
+
+def two(tensor, v):
+    return tensor + v.sum().to(tensor.dtype), None
+
+
+def flat(tensor, v):
+    return (tensor + v.sum().to(tensor.dtype)).detach(), None, None
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (give_nan, "wrong rounds the weight of .* to .* values that are NaN or infinite"),
+        (cut, r"wrong rounds the weight of .*, \[32, 32\], to \[1, 32\]"),
+        (two, "wrong has to return the rounded tensor, scale and zero point; for .* it is 2 values"),
+        (flat, "wrong gives no gradient for v: round straight through"),
+    ],
+)
+def test_what_is_no_result_is_named(isolated_registry, model_dir, dataloader, tmp_path, function, told):
+    register_dtype("wrong")(function)
+    ar = AutoRound(model_dir, data_type="wrong", dataset=dataloader, **RUN)
+    with pytest.raises(ContractError, match=told):
+        ar.quantize_and_save(tmp_path / "out", format="fake")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [None, 3, [], [""]])
+def test_a_name_that_is_none_is_refused(given):
+    with pytest.raises(ContractError, match="takes a name or a list of names"):
+        register_dtype(given)
+
+
+def test_the_decorator_without_a_name_says_how_it_is_written():
+    with pytest.raises(ContractError, match=r'write @register_dtype\("my_type"\)'):
+
+        @register_dtype
+        def quant_tensor_nameless(tensor):
+            return tensor, None, None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"data_type": 7}, {"data_type": ""}, {"act_data_type": 3}, {"sym": "no"}, {"act_dynamic": 1}]
+)
+def test_fields_of_the_wrong_kind_are_no_scheme(fields):
+    with pytest.raises(SchemeError, match=next(iter(fields))):
+        QuantizationScheme(**{"data_type": "int", **fields})

@@ -2,6 +2,8 @@
 """The whole road with a data type that core has never heard of: model directory to a checkpoint that loads."""
 
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound, QuantizationScheme
-from auto_round.errors import OutputError, PlanError, UnknownOptionError
+from auto_round.errors import ModelError, OutputError, PlanError, SchemeError, UnknownNameError, UnknownOptionError
 from auto_round.inference.convert_model import convert_hf_model
 from auto_round.inference.packed_linear import PackedLinear
 
@@ -53,6 +55,95 @@ def test_what_is_loaded_is_what_was_tuned(model_dir, registry, tokens, tmp_path,
             assert torch.equal(module.decode(torch.bfloat16), tuned.get_submodule(name).weight), name
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
+
+
+def test_files_are_quantized_anew_by_every_call(model_dir, registry, tokens, tmp_path):
+    job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=2, registry=registry, **RUN)
+    first, _ = job.quantize()
+    second, _ = job.quantize_and_save(tmp_path / "out")
+    assert second is not first
+    assert all(torch.equal(w, weights(first)[n]) for n, w in weights(second).items())
+
+
+def test_a_model_object_is_quantized_once(model_dir, registry, tokens, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
+    job = AutoRound(model, scheme="STEPS4", dataset=tokens, iters=0, registry=registry, **RUN)
+    job.quantize()
+    with pytest.raises(ModelError, match="was quantized in place before.*save_quantized"):
+        job.quantize_and_save(tmp_path / "out")
+    assert job.save_quantized(tmp_path / "out") == [str(tmp_path / "out")]
+
+
+def test_a_run_that_fails_leaves_the_layers_in_their_places(model_dir, registry, tokens, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
+    modules = dict(model.named_modules())
+
+    def stop(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("auto_round.tuning.signround.sign_step", stop)
+    job = AutoRound(model, scheme="STEPS4", dataset=tokens, iters=2, registry=registry, **RUN)
+    with pytest.raises(KeyboardInterrupt):
+        job.quantize()
+    assert all(module is modules[name] for name, module in model.named_modules())
+    with pytest.raises(ModelError, match="quantized in place before"):
+        job.quantize()
+
+
+@pytest.mark.parametrize("formats", [[], None, ""])
+def test_to_write_nothing_is_refused_before_the_work(model_dir, registry, tokens, tmp_path, formats):
+    job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=0, registry=registry, **RUN)
+    with pytest.raises((SchemeError, UnknownNameError), match="names no format|''"):
+        job.quantize_and_save(tmp_path / "out", format=formats)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"nsamples": 8.0}, "nsamples must be a whole number"),
+        ({"seqlen": 0}, "seqlen must be a whole number"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"lr": float("inf")}, "lr must be a positive number"),
+        ({"compute_dtype": "bf16"}, "compute_dtype must be a torch.dtype"),
+        ({"layer_config": ["lm_head"]}, "layer_config is a mapping"),
+        ({"enable_alg_ext": True, "recipe": "published"}, "enable_alg_ext is recipe best, but recipe is 'published'"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_at_once(model_dir, registry, options, told):
+    with pytest.raises(UnknownOptionError, match=told):
+        AutoRound(model_dir, scheme="STEPS4", registry=registry, **{**RUN, **options})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, as it begins to compile
+def test_a_wrapper_around_a_model_is_refused_and_a_compiled_one_is_not(model_dir, registry):
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
+    with pytest.raises(ModelError, match="a Sequential is no model of transformers"):
+        AutoRound(torch.nn.Sequential(model), scheme="STEPS4", registry=registry, **RUN)
+    assert AutoRound(torch.compile(model), scheme="STEPS4", registry=registry, **RUN).model is model
+
+
+def test_programs_may_quantize_in_threads(model_dir, registry, tokens, tmp_path):
+    """While one builds modules, which changes torch for all threads, another must not."""
+
+    def run(number):
+        job = AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=0, registry=registry, **RUN)
+        job.quantize_and_save(tmp_path / f"{number}")
+        return load_file(tmp_path / f"{number}/model.safetensors")
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(run, range(4))
+    assert all(torch.equal(tensor, other[name]) for other in others for name, tensor in first.items())
+    assert not torch.nn.Linear(2, 2).weight.is_meta
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_quantized_models_can_be_pickled(model_dir, registry, tokens):
+    job = AutoRound(model_dir, scheme="STEPS4", act_bits=8, dataset=tokens, iters=0, registry=registry, **RUN)
+    model, _ = job.quantize()
+    again = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 def load(directory, registry):

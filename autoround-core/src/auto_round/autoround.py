@@ -7,8 +7,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,16 @@ from torch import nn
 
 from auto_round.calibration.attention import attention_in_steps, scores_kept
 from auto_round.calibration.for_model import sample_length, tokens_for
+from auto_round.data_type.results import ResultError
 from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
     ContractError,
+    ModelError,
     OutputError,
     PlanError,
     UnknownOptionError,
 )
-from auto_round.export.chosen import folder_of, folders_of, formats_named
+from auto_round.export.chosen import folder_of, folders_of, formats_named, formats_to_write
 from auto_round.export.output import check_output, staged_output
 from auto_round.model.opened import OpenModel, open_model, wrap_model
 from auto_round.model.weights import OUTSIDE
@@ -39,7 +41,7 @@ from auto_round.run.report import RunReport, told_unreached, without_tensors
 from auto_round.run.resources import device_named, workers_wanted
 from auto_round.schemes import QuantizationScheme
 from auto_round.tuning.engine import needs_calibration
-from auto_round.tuning.options import TuningOptions
+from auto_round.tuning.options import TuningOptions, is_count
 from auto_round.tuning.result import BlockResult, CacheResult, LayerResult
 from auto_round.tuning.whole_pass import whole_pass
 
@@ -127,11 +129,17 @@ class AutoRound:
             known = {*_TUNING, *_SCHEME, *AutoRound.__init__.__annotations__}
             raise UnknownOptionError(f"AutoRound has no option {name!r}{did_you_mean(name, known)}")
         tuning |= {"search": False} if disable_opt_rtn else {}
-        tuning |= {"recipe": "best"} if enable_alg_ext else {}
+        if enable_alg_ext and tuning.setdefault("recipe", "best") != "best":
+            raise UnknownOptionError(f"enable_alg_ext is recipe best, but recipe is {tuning['recipe']!r}.")
         self.registry = registry or default_registry()
         self.scheme_name, self.scheme = choose_scheme(self.registry, scheme, fields)
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded
         self.options = TuningOptions(**tuning)
+        for name, value in (("nsamples", nsamples), ("seqlen", seqlen), ("e2e_nsamples", e2e_nsamples)):
+            if not (value is None and name != "nsamples") and not is_count(value, 1):
+                raise UnknownOptionError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if layer_config is not None and not isinstance(layer_config, Mapping):
+            raise UnknownOptionError(f"layer_config is a mapping from layers to schemes, not {layer_config!r}.")
         self.layer_config = layer_config or {}
         self.quant_lm_head, self.static_kv_dtype = quant_lm_head, static_kv_dtype
         self.dataset, self.nsamples, self.e2e_nsamples, self.pack = dataset, nsamples, e2e_nsamples, pack
@@ -154,6 +162,7 @@ class AutoRound:
         self._results: dict[str, LayerResult] = {}
         self._caches: list[CacheResult] = []
         self._released = False
+        self._began = False
 
     # What there is to see
 
@@ -191,14 +200,21 @@ class AutoRound:
 
     # What there is to do
 
-    def quantize(self) -> tuple[Any, dict[str, dict[str, Any]]]:
+    def quantize(self, format: str | Sequence[str] | None = None) -> tuple[Any, dict[str, dict[str, Any]]]:
         """Quantize in memory.
+
+        Args:
+            format: what `save_quantized` will write: scales are rounded to the dtype that is stored there. None means
+                the default format, where that can hold the layers.
 
         Returns:
             the model, whose weights are now what the codes stand for, and for each linear layer the fields of the
             scheme it was quantized under.
+
+        Raises:
+            AutoRoundError: of the kind that says what went wrong.
         """
-        self._run([], None)
+        self._run(self._formats_to_save(format), None)
         assert self._plan is not None
         return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
 
@@ -216,13 +232,13 @@ class AutoRound:
         """
         if self._plan is None or not self._results:
             raise OutputError("nothing is quantized yet: call quantize() first, or quantize_and_save().")
-        formats = formats_named(self.registry, format)
+        formats = formats_to_write(self.registry, format)
         wanted = self._make_plan(formats)
         for layer in wanted.quantized:
             used = self._results[layer.name].layer.scale_dtype or torch.float16
             if layer.scale_dtype not in (None, used):
                 told = f"quantized with scales in {used}, and format {format} stores {layer.scale_dtype}"
-                raise PlanError([f"{layer.name} was {told}: call quantize_and_save with this format instead."])
+                raise PlanError([f"{layer.name} was {told}: say quantize(format={format!r}) before."])
         folders = folders_of(Path(output_dir), formats)
         with ExitStack() as stack:
             for output_format, folder in zip(formats, folders, strict=True):
@@ -250,7 +266,7 @@ class AutoRound:
             AutoRoundError: of the kind that says what went wrong; no output directory is left then, and of an
                 unfinished one only what the same call can go on from.
         """
-        formats = formats_named(self.registry, format)
+        formats = formats_to_write(self.registry, format)
         self._run(formats, Path(output_dir))
         return self.model, [str(folder) for folder in folders_of(Path(output_dir), formats)]
 
@@ -258,6 +274,7 @@ class AutoRound:
 
     def _run(self, formats: list[OutputFormat], output: Path | None) -> None:
         began = time.monotonic()
+        self._begin_anew()
         plan = self._make_plan(formats)
         for note in plan.notes:
             _LOGGER.warning("note: %s", note)
@@ -286,17 +303,43 @@ class AutoRound:
             by_folder = {folder_of(name) if len(formats) > 1 else "": name for name in formats}
             self._plan, self._results, self._caches = plan, {}, []
             results = job.in_memory() if output is None else job.to_files(output, by_folder)
+            self._began = True
             try:
-                with self._attention(plan, tokens):
+                with closing(results), self._attention(plan, tokens):
                     blocks = self._take(results, keep=output is None, tells=ranks.writes)
-            except WrittenIntoError as error:
+            except (ResultError, WrittenIntoError) as error:
                 raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
             finally:
                 progress.close()
         self._released = not keep
         self.report = RunReport(time.monotonic() - began, peak_memory(), blocks, job.outcome)
 
-    def _take(self, results: Iterator[BlockResult], *, keep: bool, tells: bool) -> tuple[BlockResult, ...]:
+    def _begin_anew(self) -> None:
+        """Forget the weights of a model that a run before this one has changed; its files have them as they were.
+
+        Raises:
+            ModelError: there are no files.
+        """
+        if self._began and self._opened().directory is None:
+            raise ModelError(
+                f"{self._opened().name} was quantized in place before, at least in part: save what quantize() made "
+                "with save_quantized, or begin with the original model object and a new AutoRound."
+            )
+        if self._began:
+            self._open, self._released, self._began = None, False, False
+
+    def _formats_to_save(self, format: str | Sequence[str] | None) -> list[OutputFormat]:
+        """The formats for which to quantize in memory: the default one, if none is named and it can hold the layers."""
+        if format is not None:
+            return formats_to_write(self.registry, format)
+        try:
+            formats = formats_named(self.registry, DEFAULT_FORMAT)
+            self._make_plan(formats)
+        except PlanError:
+            return []
+        return formats
+
+    def _take(self, results: Generator[BlockResult, None, None], *, keep: bool, tells: bool) -> tuple[BlockResult, ...]:
         """Have the work done, part by part; returns what a report says of each block.
 
         Args:

@@ -37,6 +37,9 @@ LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
 
 
+RENAMED = "readers know the experts of this model by other names, or in one tensor; format auto_round keeps them apart"
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One linear layer of the model and what happens to it.
@@ -54,6 +57,8 @@ class LayerSpec:
         shares: the layers that receive the same input, itself among them.
         scale_dtype: dtype in which its scales are stored; the same from the search to the file.
         reason: why it is left alone, "" if it is not.
+        expert: whether it belongs to a routed expert.
+        renamed: whether files call it otherwise than the model does, or have it in one tensor with others.
     """
 
     name: str
@@ -68,6 +73,8 @@ class LayerSpec:
     shares: tuple[str, ...] = ()
     scale_dtype: torch.dtype | None = None
     reason: str = ""
+    expert: bool = False
+    renamed: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -263,20 +270,42 @@ def _plan_layer(
         else:
             scheme = scheme.replace(**change)
     dtype = model.stored_dtype(info.name)
-    spec = LayerSpec(info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved())
+    spec = LayerSpec(
+        info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved(),
+        expert=info.name in model.experts, renamed=not model.experts.get(info.name, True),
+    )  # fmt: skip
     if not scheme.quantizes_weights:
         return dataclasses.replace(spec, reason="left at full precision on request")
     if info.block is None and not overrides and not (head and info.head):
         where = "tied to the input embedding" if info.tied else "outside the blocks"
         return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
+    if info.own_forward is not None:
+        return dataclasses.replace(spec, reason=f"{info.own_forward} computes something else than a linear layer")
     data_type = registry.data_type_for(scheme)
     reason = data_type.supports(scheme, info.shape) if all(info.shape) else "it has no weights"
     if reason:
         return dataclasses.replace(spec, reason=reason)
-    activation = registry.data_type_for(activation_scheme(spec.scheme)) if scheme.quantizes_activations else None
+    activation = _plan_activation(spec, registry) if scheme.quantizes_activations else None
     return dataclasses.replace(
         spec, data_type=data_type, activation=activation, shares=model.shared_inputs.get(info.name, (info.name,))
     )
+
+
+def _plan_activation(spec: LayerSpec, registry: Registry) -> DataType:
+    """The data type of a layer's inputs.
+
+    Raises:
+        PlanError: it cannot take them.
+    """
+    scheme = activation_scheme(spec.scheme)
+    data_type = registry.data_type_for(scheme)
+    if isinstance(scheme.group_size, tuple):
+        reason: str | None = f"activations have groups along a row, not blocks of {scheme.group_size}"
+    else:
+        reason = data_type.supports(scheme, (1, spec.shape[1]))
+    if reason:
+        raise PlanError([f"the activations of {spec.name} cannot be quantized so: {reason}."])
+    return data_type
 
 
 def _kept(model: OpenModel, name: str, shape: tuple[int, int]) -> KeptWeight:
@@ -316,7 +345,7 @@ def _with_format(layer: LayerSpec, formats: Sequence[OutputFormat], refused: dic
         return layer
     wanted: dict[torch.dtype, str] = {}
     for output_format in formats:
-        refusal = output_format.refuses(layer)
+        refusal = RENAMED if layer.renamed and not output_format.own_names else output_format.refuses(layer)
         if refusal:
             refused.setdefault(f"format {output_format.name} cannot hold it: {refusal}", []).append(layer.name)
             continue

@@ -111,11 +111,19 @@ class QuantizationScheme:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise SchemeError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        for name in ("data_type", "act_data_type"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value.strip()) and (value is not None or name == "data_type"):
+                raise SchemeError(f"{name} must be the name of a data type, not {value!r}.")
+        for name in ("sym", "act_sym", "act_dynamic"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name == "sym"):
+                raise SchemeError(f"{name} must be True or False, not {value!r}.")
         for name in ("group_size", "act_group_size"):
             value = getattr(self, name)
             fine = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= -1)
             if isinstance(value, tuple):
-                fine = len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)
+                fine = len(value) == 2 and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value)
             if not fine:
                 raise SchemeError(
                     f"{name} must be -1 (a row), 0 (the tensor), a positive number or a pair of them, not {value!r}."

@@ -57,7 +57,7 @@ def test_what_cannot_name_a_package(name):
         PackageNames.of(name)
 
 
-@pytest.mark.parametrize("name", ["class", "autoround", "autoround-4bit", "lambda"])
+@pytest.mark.parametrize("name", ["class", "autoround", "autoround-4bit", "lambda", "none", "true"])
 def test_what_cannot_name_a_module(name):
     with pytest.raises(SchemeError, match="cannot name a module of Python"):
         PackageNames.of(name)

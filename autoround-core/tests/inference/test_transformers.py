@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoRoundConfig
 
 from auto_round import AutoRound
-from auto_round.errors import AutoRoundError
+from auto_round.errors import AutoRoundError, ModelError
 from auto_round.inference.convert_model import infer_target_device
 from auto_round.inference.packed_linear import PackedLinear
 from auto_round.plugins import Registry, default_registry
@@ -155,3 +156,15 @@ def test_plugins_that_are_imported_while_a_model_is_built_make_ordinary_tensors(
             data_type = registry.data_type("table")
             quantized, _, _ = data_type.quant_tensor(torch.ones(2, device="cpu"))
         assert quantized.tolist() == [-0.25, -0.25]
+
+
+def test_a_tensor_that_no_file_has_is_missed(checkpoint):
+    """transformers warns, and what is left is whatever memory held."""
+    directory, _ = checkpoint
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    gone = next(name for name in tensors if name.startswith("model.layers.1.mlp") and not name.endswith(".weight"))
+    del tensors[gone]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"no tensor {gone}: its files are incomplete"):
+        AutoModelForCausalLM.from_pretrained(directory)

@@ -64,3 +64,26 @@ def test_a_file_with_both_names_both(registry):
     config = registry.output_format("auto_round").quantization_config(plan_of(registry, "one:twin4", "two:twin4"))
     makers = {(source["distribution"], source["version"]) for source in config["provenance"].values()}
     assert makers == {("acme-one", "1.0"), ("acme-two", "2.0")}
+
+
+PLAIN = """
+from auto_round.data_type.register import register_dtype
+@register_dtype("{name}")
+def quant(tensor, bits=4, group_size=32): return tensor * 0.5, None, None
+"""
+
+
+def test_a_name_that_completes_anothers_scheme_is_a_conflict(site):
+    """Whatever else is installed, a scheme means what it meant, or nothing."""
+    site.add("acme-one", PLAIN.format(name="thirds_sym"), "1.0", "one")
+    scheme = QuantizationScheme(4, 32, True, "thirds")
+    assert site.registry().data_type_for(scheme).name == "thirds_sym"
+    site.add("acme-two", PLAIN.format(name="thirds4"), "1.0", "two")
+    registry = site.registry()
+    with pytest.raises(ConflictError, match="thirds is claimed by .*acme-two:thirds4 and .*acme-one:thirds_sym"):
+        registry.data_type_for(scheme)
+    assert registry.data_type_for(scheme, ["thirds_sym"]).name == "thirds_sym"
+    assert registry.data_type_for(scheme, {"thirds4": {}}).name == "thirds4"
+    with pytest.raises(ConflictError):
+        registry.data_type_for(scheme, ["something_else"])
+    assert registry.data_type_for(QuantizationScheme(4, 32, True, "thirds_sym")).name == "thirds_sym"

@@ -3,6 +3,7 @@ import pytest
 
 from auto_round.errors import PluginError
 from auto_round.plugins import Registry
+from auto_round.plugins.selection import Selection
 
 
 @pytest.fixture
@@ -68,3 +69,7 @@ def test_a_plugin_given_by_hand_is_not_selected(monkeypatch, make_module, source
     registry.register(make_module("given_by_hand", sources.declaring("hand4")))
     assert registry.data_type_names() == ["hand4"]
     assert registry.warnings == []
+
+
+def test_one_name_is_not_read_letter_by_letter(two):
+    assert Selection.of("int", "fp8") == Selection.of(["int"], ["fp8"])

@@ -31,6 +31,7 @@ class GGUFFormat(OutputFormat):
 
     name = "gguf"
     summary = "one file for llama.cpp and what is built on it"
+    own_names = True
 
     def refuses(self, layer: LayerSpec) -> str | None:
         if isinstance(layer.data_type, BlockDataType):

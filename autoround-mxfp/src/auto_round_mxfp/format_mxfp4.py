@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from auto_round.errors import ContractError
 from auto_round.export.checkpoint import CheckpointExporter, CheckpointFormat
@@ -46,6 +47,7 @@ class GptOssFormat(CheckpointFormat):
 
     name = "mxfp4"
     summary = "gpt-oss models with experts in MXFP4, as they are published; transformers loads them by itself"
+    own_names = True
 
     def refuses(self, layer: LayerSpec) -> str | None:
         assert layer.data_type is not None
@@ -108,14 +110,21 @@ class _Exporter(CheckpointExporter):
             yield f"{name}_scales", scales
 
     def rest(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for module_name, module in self.model.model.named_modules():
-            if isinstance(module, SplitExperts):
-                for parameter in module.fused_names:
-                    if parameter.endswith("_bias"):
-                        yield f"{module_name}.{parameter}", module.joined(parameter)
+        for block in self.model.structure.blocks:
+            with self.model.brought(block):
+                yield from _biases(block, self.model.model.get_submodule(block))
         for name, tensor in super().rest():
             if expert_place(name.removesuffix(".bias")) is None:
                 yield name, tensor
+
+
+def _biases(name: str, block: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of all experts of a block together, as files have them."""
+    for inner, module in block.named_modules():
+        if isinstance(module, SplitExperts):
+            for parameter in module.fused_names:
+                if parameter.endswith("_bias"):
+                    yield f"{name}.{inner}.{parameter}", module.joined(parameter)
 
 
 def _parameter(layer: LayerSpec) -> tuple[str, int]:

@@ -136,3 +136,6 @@ def _list(
         write_table(list(cells[0]), [[str(value) for value in row.values()] for row in cells])
     if not registry.data_type_names():
         click.echo(what_to_install(), err=True)
+        for line in registry.report():
+            if line.state == "blocked":
+                click.echo(f"{line.distribution or line.name} is installed, but {line.reason}", err=True)

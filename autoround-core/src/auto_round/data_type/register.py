@@ -70,7 +70,7 @@ def accepted_offers(function: Callable[..., Any]) -> frozenset[str]:
     for name in named:
         if name not in OFFERS:
             raise ContractError(
-                f"{where} asks for {name!r}, which core does not offer{did_you_mean(name, OFFERS)} "
+                f"{where} asks for {name!r}, which core does not offer{did_you_mean(name, OFFERS) or '.'} "
                 f"It may ask for: {', '.join(OFFERS)}."
             )
     if "tensor" not in named:
@@ -89,7 +89,9 @@ def register_dtype(names: str | Iterable[str]) -> Callable[[Function], Function]
     Raises:
         ContractError: a signature core cannot serve, or no name.
     """
-    claimed = (names,) if isinstance(names, str) else tuple(names)
+    if callable(names):
+        raise ContractError('register_dtype takes a name: write @register_dtype("my_type") above the function.')
+    claimed = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if not claimed or not all(isinstance(n, str) and n.strip() for n in claimed):
         raise ContractError(f"register_dtype takes a name or a list of names, not {names!r}.")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from auto_round.export.format import OutputFormat
     from auto_round.plugins import Registry
 
-__all__ = ["folder_of", "folders_of", "formats_named"]
+__all__ = ["folder_of", "folders_of", "formats_named", "formats_to_write"]
 
 
 def formats_named(registry: Registry, format: str | Sequence[str] | None) -> list[OutputFormat]:
@@ -29,6 +29,19 @@ def formats_named(registry: Registry, format: str | Sequence[str] | None) -> lis
     if len({normalise(n) for n in names}) != len(names):
         raise SchemeError(f"format {format!r} names one format twice.")
     return [_format_named(registry, name) for name in names]
+
+
+def formats_to_write(registry: Registry, format: str | Sequence[str] | None) -> list[OutputFormat]:
+    """The same, and at least one.
+
+    Raises:
+        SchemeError: none, or one of them twice.
+        UnknownNameError: one that no plugin offers.
+    """
+    formats = formats_named(registry, format)
+    if not formats:
+        raise SchemeError(f"format={format!r} names no format to write: say one, as `auto-round formats` lists them.")
+    return formats
 
 
 def _format_named(registry: Registry, name: str) -> OutputFormat:

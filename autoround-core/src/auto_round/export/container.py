@@ -24,6 +24,13 @@ class AutoRoundFormat(ContainerFormat):
     name = "auto_round"
     summary = "the generic container; loads through transformers, and in vLLM where a packing it knows is used"
 
+    own_names = True
+
+    def refusal(self, packing: Packing, layer: LayerSpec) -> str | None:
+        if layer.expert and "weight" in packing.layout(layer.scheme, layer.shape):
+            return f"{packing.name} calls a tensor `weight`, which transformers does not load of single experts"
+        return super().refusal(packing, layer)
+
     def candidates(self) -> Sequence[Packing]:
         chosen = super().candidates()
         return chosen if self.only is not None else [*chosen, NamedCodes(self.plugins)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +39,15 @@ class OutputFormat(ABC):
     Attributes:
         name: what `--format` takes.
         summary: one line for listings.
+        own_names: whether its files are read under the names of the model's modules, or it finds names itself; other
+            formats cannot hold experts that files call otherwise.
         registry: the plugins it may ask for packings; set by the registry that loads the format, None means the
             process-wide one.
     """
 
     name: str
     summary: str = ""
+    own_names: ClassVar[bool] = False
     registry: Registry | None = None
 
     @property

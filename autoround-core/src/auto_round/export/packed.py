@@ -45,15 +45,19 @@ class ContainerFormat(CheckpointFormat):
         Raises:
             ContractError: none takes it; `refuses` says so first.
         """
-        assert layer.data_type is not None
         for packing in self.candidates():
-            if packing.refuses(layer.data_type.name, layer.scheme, layer.shape) is None:
+            if self.refusal(packing, layer) is None:
                 return packing
         raise ContractError(f"no packing of format {self.name} takes {layer.name}.")
 
+    def refusal(self, packing: Packing, layer: LayerSpec) -> str | None:
+        """Why a layer that is planned to be quantized cannot be stored in a packing here, or None."""
+        assert layer.data_type is not None
+        return packing.refuses(layer.data_type.name, layer.scheme, layer.shape)
+
     def refuses(self, layer: LayerSpec) -> str | None:
         assert layer.data_type is not None
-        reasons = [p.refuses(layer.data_type.name, layer.scheme, layer.shape) for p in self.candidates()]
+        reasons = [self.refusal(packing, layer) for packing in self.candidates()]
         if None in reasons:
             return None
         told = "; ".join(dict.fromkeys(reason for reason in reasons if reason))

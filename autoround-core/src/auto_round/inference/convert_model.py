@@ -89,10 +89,31 @@ def infer_target_device(device_map: Any = None) -> str:
 
 
 def post_init(model: nn.Module, used_backends: list[str]) -> None:
-    """Called when the weights are in place. Nothing is repacked: a layer decodes when it is first used."""
-    for module in model.modules():
-        if isinstance(module, PackedLinear):
-            module.forget()  # a model may have looked at weights while they were not there yet
+    """Called when the weights are in place. Nothing is repacked: a layer decodes when it is first used.
+
+    Raises:
+        ModelError: a tensor of a layer was in no file.
+    """
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    _check_read(packed)
+    for module in packed.values():
+        module.forget()  # a model may have looked at weights while they were not there yet
+
+
+def _check_read(packed: Mapping[str, PackedLinear]) -> None:
+    """Refuse layers some of whose tensors no file had; what transformers has read it marks.
+
+    Raises:
+        ModelError: naming the first such tensor.
+    """
+    tensors = {
+        f"{layer}.{name}": module.get_buffer(name) for layer, module in packed.items() for name in module.stored_names
+    }
+    read = {name for name, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
+    missing = [name for name, tensor in tensors.items() if name not in read and not tensor.is_meta]
+    if read and missing:  # who brings weights in another way marks none
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"the checkpoint has no tensor {missing[0]}{more}: its files are incomplete, get them anew.")
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -145,9 +166,11 @@ def _packed_linear(
         {k: v for k, v in described.items() if k in _SCHEME_FIELDS and v is not None}
     ).resolved()
     try:
-        data_type = registry.data_type_for(scheme)
+        data_type = registry.data_type_for(scheme, config.get("provenance") or ())
         packing = _packing(str(described.get("packing_format", "")), registry, data_type.name, scheme, info.shape)
-        activation = registry.data_type_for(activation_scheme(scheme)) if scheme.quantizes_activations else None
+        activation = None
+        if scheme.quantizes_activations:
+            activation = registry.data_type_for(activation_scheme(scheme), config.get("provenance") or ())
     except AutoRoundError as error:
         raise PluginError(_what_to_install(info.name, config, error)) from error
     rows, cols = info.shape
@@ -174,4 +197,4 @@ def _what_to_install(layer: str, config: Mapping[str, Any], error: AutoRoundErro
         if isinstance(source, Mapping) and {"distribution", "version"} <= set(source)
     }
     told = f" The checkpoint was made with {' and '.join(sorted(makers))}: pip install it." if makers else ""
-    return f"layer {layer} cannot be loaded: {error}{told}"
+    return f"layer {layer} cannot be loaded: {str(error).rstrip('.')}.{told}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
-from auto_round.model.weights import OUTSIDE, PartLoader, Target, build, find_targets, first_line
+from auto_round.model.weights import (
+    BUILDING,
+    OUTSIDE,
+    PartLoader,
+    Target,
+    build,
+    expert_layers,
+    find_targets,
+    first_line,
+)
 from auto_round.plugins import Registry, default_registry
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
@@ -67,6 +77,11 @@ class OpenModel:
         """For each linear layer the layers that receive the same input, itself among them."""
         groups = find_shared_inputs(self.model, [info.name for info in self.structure.linears])
         return {name: group for group in groups for name in group}
+
+    @functools.cached_property
+    def experts(self) -> dict[str, bool]:
+        """The linear layers of routed experts, and whether files have each under its own name."""
+        return expert_layers(self.model)
 
     @property
     def model_bytes(self) -> int:
@@ -136,6 +151,21 @@ class OpenModel:
             self.loader.load(part)
         except ModelError as error:
             raise ModelError(f"{self.directory}: {error}") from error.__cause__
+
+    @contextmanager
+    def brought(self, part: str) -> Iterator[None]:
+        """Have the weights of a block there, or of everything outside the blocks; gone again if they were not before.
+
+        Raises:
+            ModelError: as `bring`.
+        """
+        there = self.directory is None or (self.loader is not None and part in self.loader.present)
+        self.bring(part)
+        try:
+            yield
+        finally:
+            if not there:
+                self.release(part)
 
     def _build(self) -> None:
         """Make the modules that weights are brought into, once, where there are files."""
@@ -226,16 +256,6 @@ class OpenModel:
         if model.can_generate() and (self.directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.directory)
 
-    def check_finite(self) -> None:
-        """Refuse weights that are not numbers.
-
-        Raises:
-            ModelError: naming the first such tensor.
-        """
-        for name, tensor in self.model.state_dict().items():
-            if bad := not_finite(tensor):
-                raise ModelError(f"weight {name} of {self.name} has {bad} values that are NaN or infinite.")
-
     def untie(self, layers: Iterable[str]) -> None:
         """Give layers whose weight is also the input embedding a weight of their own."""
         for name in layers:
@@ -257,11 +277,8 @@ class OpenModel:
                 yield name, self.changed[name].to(tensor.dtype) if name in self.changed else tensor
             return
         for part in (OUTSIDE, *self.structure.blocks):
-            there = self.directory is None or (self.loader is not None and part in self.loader.present)
-            self.bring(part)
-            yield from self._other_tensors_of(part, weights)
-            if not there:
-                self.release(part)
+            with self.brought(part):
+                yield from self._other_tensors_of(part, weights)
 
     def _other_tensors_of(self, part: str, weights: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
         done, prefix = weights | _tied_names(self.model), f"{part}." if part else ""
@@ -298,7 +315,7 @@ def open_model(
     stored = read_headers(directory)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             bare = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise ModelError(
@@ -345,15 +362,27 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:
     """A model object that is already in memory. Its weights are changed in place when it is quantized.
 
     Raises:
-        ModelError: weights on the meta device, or that are not numbers.
+        ModelError: it is none of transformers, or has weights on the meta device, or that are not numbers.
     """
+    from transformers import PreTrainedModel
+
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps; its files would have other names
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("the model has weights on the meta device; load it, or pass its path.")
-    split_experts(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"a {type(model).__name__} is no model of transformers: pass the one that it wraps, and merge what it adds."
+        )
     name = str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
-    opened = OpenModel(name, None, model.eval().requires_grad_(False), find_structure(model), tokenizer=tokenizer)
-    opened.check_finite()
-    return opened
+    _check_finite(name, model)
+    split_experts(model)
+    return OpenModel(name, None, model.eval().requires_grad_(False), find_structure(model), tokenizer=tokenizer)
+
+
+def _check_finite(name: str, model: nn.Module) -> None:
+    for tensor_name, tensor in model.state_dict().items():
+        if bad := not_finite(tensor):
+            raise ModelError(f"weight {tensor_name} of {name} has {bad} values that are NaN or infinite.")
 
 
 def _linear(weight: torch.Tensor) -> nn.Linear:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from auto_round.errors import ModelError
+from auto_round.model.plain import computes_as_linear
 
 __all__ = ["LinearInfo", "Structure", "find_structure", "without_numbers"]
 
@@ -26,6 +27,7 @@ class LinearInfo:
         block: name of the block it lies in, or None.
         tied: whether its weight is also the input embedding.
         head: whether it is the model's output layer.
+        own_forward: name of its class, if that computes something else than a linear layer does.
     """
 
     name: str
@@ -34,6 +36,7 @@ class LinearInfo:
     block: str | None
     tied: bool
     head: bool
+    own_forward: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def _describe(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[LinearInfo]
         transposed = isinstance(module, Conv1D)
         shape = (cols, rows) if transposed else (rows, cols)
         block = next((b for b in blocks if name.startswith(b + ".")), None)
-        yield LinearInfo(name, shape, transposed, block, name in tied_to, module is head)
+        own_forward = None if computes_as_linear(module) else type(module).__name__
+        yield LinearInfo(name, shape, transposed, block, name in tied_to, module is head, own_forward)
 
 
 def _head(model: nn.Module) -> Any:

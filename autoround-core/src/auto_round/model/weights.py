@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,17 +20,21 @@ from safetensors import SafetensorError
 from torch import nn
 
 from auto_round.errors import ModelError
-from auto_round.model.experts import split_experts
+from auto_round.model.experts import SplitExperts, split_experts
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, StoredFiles, WeightReader
 
 if TYPE_CHECKING:
     from auto_round.model.source import StoredTensor
 
-__all__ = ["OUTSIDE", "PartLoader", "Target", "build", "find_targets", "first_line"]
+__all__ = ["BUILDING", "OUTSIDE", "PartLoader", "Target", "build", "expert_layers", "find_targets", "first_line"]
 
 OUTSIDE = ""
 """The part that is everything outside the blocks."""
+
+BUILDING = threading.RLock()
+"""Held while modules are built: transformers changes torch's default dtype for it, and accelerate how modules register
+parameters, both for all threads; two at once would leave the process that way."""
 
 
 def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
@@ -37,7 +42,7 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(include_buffers=False):
+    with BUILDING, init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     return model.eval().requires_grad_(False)
 
@@ -81,6 +86,26 @@ def find_targets(model: Any, headers: Mapping[str, StoredTensor]) -> dict[str, T
     becomes = {target.name for target in targets.values()}
     _check_missing(model, expected.keys() - becomes - _made_beside(converters, becomes, expected))
     return targets
+
+
+def expert_layers(model: Any) -> dict[str, bool]:
+    """The linear layers of routed experts that were taken apart, and whether files have each under its own name.
+
+    Files of some models call them otherwise, or have them in one tensor: transformers tells, by what it makes its
+    parameters of.
+    """
+    from transformers.core_model_loading import WeightConverter
+
+    sources = [p for c in _conversions(model) if isinstance(c, WeightConverter) for p in c.source_patterns]
+    patterns = [re.compile(re.escape(p).replace(r"\*", r"\d+") + "$") for p in sources]
+    layers = [
+        f"{name}.{inner}"
+        for name, module in model.named_modules()
+        if isinstance(module, SplitExperts)
+        for inner, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+    return {layer: any(p.search(f"{layer}.weight") for p in patterns) for layer in layers}
 
 
 def _check_missing(model: Any, missing: Iterable[str]) -> None:
@@ -137,8 +162,11 @@ class PartLoader:
         Raises:
             ModelError: its tensors cannot be read, are incomplete, of another shape, or are not numbers.
         """
-        if part in self.present:
-            return
+        if part not in self.present:
+            with BUILDING:  # or parameters that are set here would be made empty there
+                self._load(part)
+
+    def _load(self, part: str) -> None:
         if part:
             self._put(part, _copy(self._templates[part]))
         try:

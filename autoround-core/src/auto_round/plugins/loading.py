@@ -78,8 +78,10 @@ def load(source: Source, modules: Mapping[str, Plugin], *, raising: bool = False
         plugin.claims = []
         plugin.state = "refused" if isinstance(error, _RefusedError) else "broken"
         plugin.reason = _sentence(error, source)
-        if raising or strict():
+        if raising:
             raise
+        if strict():
+            raise PluginError(f"{plugin.label} is {plugin.state}: {plugin.reason}") from error
         if plugin.state == "broken":
             plugin.traceback = "".join(traceback.format_exception(error))
         logger.warning("%s is %s and left out: %s", plugin.label, plugin.state, plugin.reason)

@@ -8,7 +8,7 @@ is asked for itself. A plugin that fails is one line of `report`, and an error w
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from auto_round.data_type import DataType
@@ -20,7 +20,7 @@ from auto_round.plugins.checks import make
 from auto_round.plugins.explain import explain
 from auto_round.plugins.holdings import LOCK, SCRIPT, Holdings
 from auto_round.plugins.loading import strict
-from auto_round.plugins.records import Claim, Kind, Listed, PluginReport, Provenance
+from auto_round.plugins.records import Claim, Kind, Listed, Plugin, PluginReport, Provenance
 from auto_round.plugins.reporting import report_on
 from auto_round.schemes import QuantizationScheme
 
@@ -88,20 +88,30 @@ class Registry:
         found: DataType = make(self._claim("data type", name), self)
         return found
 
-    def data_type_for(self, scheme: QuantizationScheme) -> DataType:
+    def data_type_for(self, scheme: QuantizationScheme, recorded: Collection[str] = ()) -> DataType:
         """The data type of a scheme's weights, its name completed with bits and symmetry.
 
         For every base, `block_<data_type>` if groups are two-dimensional, then `<data_type>`: the base, the base with
-        the bits, with `_sym` or `_asym`, with both; the first that exists.
+        the bits, with `_sym` or `_asym`, with both; the first that exists. Two plugins whose names complete the same
+        one are in conflict, so that nobody's schemes change for what else is installed.
+
+        Args:
+            recorded: names that a checkpoint was made with; where one of them completes the scheme's, it is meant.
         """
         catalogue = self._plugins.catalogue
         tried = _completions(catalogue, scheme)
+        known = {normalise(name) for name in recorded}
+        tried = [name for name in tried if normalise(name) in known] or tried
+        claims: dict[Plugin, Claim] = {}
         for name in tried:
             claim = catalogue.find("data type", name)
             if claim is not None:
-                found: DataType = make(claim, self)
-                return found
-        raise explain(catalogue, "data type", scheme.data_type, tried)
+                claims.setdefault(claim.plugin, claim)
+        meant = catalogue.only("data type", scheme.data_type, list(claims.values()))
+        if meant is None:
+            raise explain(catalogue, "data type", scheme.data_type, tried)
+        found: DataType = make(meant, self)
+        return found
 
     def data_type_names(self) -> list[str]:
         """Every data type, as `scheme_names`."""

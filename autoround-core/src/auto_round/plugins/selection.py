@@ -65,4 +65,9 @@ class Selection:
         """The lists a program gives; the environment's if it gives none."""
         if allow is None and block is None:
             return cls.from_environment()
-        return cls(None if allow is None else tuple(allow), tuple(block or ()))
+        return cls(None if allow is None else _names(allow), _names(block or ()))
+
+
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    """One name stands for itself, and not for its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,7 @@ class Job:
     activations: str | None = None
     outcome: Outcome | None = field(default=None, init=False)
 
-    def in_memory(self) -> Iterator[BlockResult]:
+    def in_memory(self) -> Generator[BlockResult, None, None]:
         """Quantize and write nothing."""
         engine = self._engine(self._store(Path(tempfile.gettempdir())))
         engine.begin()
@@ -77,7 +77,7 @@ class Job:
             yield result
             del result  # not to be there while the next one is made
 
-    def to_files(self, output: Path, formats: Mapping[str, OutputFormat]) -> Iterator[BlockResult]:
+    def to_files(self, output: Path, formats: Mapping[str, OutputFormat]) -> Generator[BlockResult, None, None]:
         """Quantize and write.
 
         Args:

@@ -54,14 +54,16 @@ class PackageNames:
         if parts[0] == "autoround":
             parts = parts[1:]
         data_type = "_".join(parts)
-        if not data_type.isidentifier() or keyword.iskeyword(data_type):
+        class_name = "".join(part.capitalize() for part in parts)
+        if not data_type.isidentifier() or keyword.iskeyword(data_type) or keyword.iskeyword(class_name):
             raise SchemeError(f"{name!r} cannot name a data type: {data_type!r} cannot name a module of Python.")
         return cls(
             distribution=PREFIX + "-".join(parts),
             package="autoround_" + data_type,
             data_type=data_type,
             scheme=data_type.upper(),
-            class_name="".join(part.capitalize() for part in parts),
+            # Not one of the names that its modules take from elsewhere, such as Codes or Any.
+            class_name=class_name if len(parts) > 1 else class_name + "Type",
         )
 
 

@@ -20,7 +20,7 @@ from auto_round.tuning.channels import equalise_block
 from auto_round.tuning.clipping import clip_inputs
 from auto_round.tuning.gram import compensate_block
 from auto_round.tuning.layer import TunableLinear
-from auto_round.tuning.prepared import finish, install, observer_of, prepare, put
+from auto_round.tuning.prepared import finish, in_place, install, observer_of, prepare
 from auto_round.tuning.result import BlockResult, CacheResult
 from auto_round.tuning.signround import FixedSlice, Samples, tune_block
 from auto_round.tuning.stack import renewed, stacked
@@ -74,26 +74,28 @@ def quantize_block(
     learning = [tunable for n, tunable in tunables.items() if n not in scarce]
     outcome = None
     if options.iters and learning:
-        put(block, {inner[n]: tunable for n, tunable in tunables.items()})
-        inputs = chains.quantized if options.enable_quanted_input else chains.reference
-        samples = Samples(inputs, targets, chains.mask, runner, chains.ranks)
-        generator = torch.Generator().manual_seed(options.seed + index)
-        rival, compensated = None, {}
-        if options.compensates:
-            rival = FixedSlice(samples, chains.batch_size, device).loss()
-            for tunable in learning:
-                tunable.keep()
-                if options.e2e_iters:
-                    compensated[tunable] = tunable.weight, tunable.wanted
-                tunable.start_from(tunable.original, tunable.original)
-        units = learning if options.low_memory else stacked(learning, name)
-        with renewed(block, units), torch.enable_grad():
-            trust = options.trust(min(tunable.layer.scheme.bits for tunable in learning))
-            outcome = tune_block(units, samples, options, chains.batch_size, generator, device, on_step, rival, trust)
-        for tunable, (weight, wanted) in compensated.items() if outcome.rival_stays else ():
-            tunable.start_from(weight, wanted)
-            tunable.let_go()
-        put(block, {inner[n]: linear for n, linear in linears.items()})
+        own = {inner[n]: linear for n, linear in linears.items()}
+        with in_place(block, {inner[n]: tunable for n, tunable in tunables.items()}, own):
+            inputs = chains.quantized if options.enable_quanted_input else chains.reference
+            samples = Samples(inputs, targets, chains.mask, runner, chains.ranks)
+            generator = torch.Generator().manual_seed(options.seed + index)
+            rival, compensated = None, {}
+            if options.compensates:
+                rival = FixedSlice(samples, chains.batch_size, device).loss()
+                for tunable in learning:
+                    tunable.keep()
+                    if options.e2e_iters:
+                        compensated[tunable] = tunable.weight, tunable.wanted
+                    tunable.start_from(tunable.original, tunable.original)
+            units = learning if options.low_memory else stacked(learning, name)
+            with renewed(block, units), torch.enable_grad():
+                trust = options.trust(min(tunable.layer.scheme.bits for tunable in learning))
+                outcome = tune_block(
+                    units, samples, options, chains.batch_size, generator, device, on_step, rival, trust
+                )
+            for tunable, (weight, wanted) in compensated.items() if outcome.rival_stays else ():
+                tunable.start_from(weight, wanted)
+                tunable.let_go()
     finished = []
     for layer_name, tunable in tunables.items():
         if options.e2e_iters and layer_name not in scarce and not tunable.learnt:

@@ -31,7 +31,7 @@ from torch import nn
 from auto_round.calibration.attention import attention_in_steps
 from auto_round.run.allocator import freed_memory_kept
 from auto_round.tuning.layer import TunableLinear
-from auto_round.tuning.prepared import put, put_weight, relative_error
+from auto_round.tuning.prepared import in_place, put_weight, relative_error
 from auto_round.tuning.result import BlockResult, LayerResult
 from auto_round.tuning.signround import SLICE_SAMPLES, Slot, batches, sign_step
 from auto_round.tuning.whole_pass import whole_pass
@@ -114,7 +114,7 @@ def tune_end_to_end(
         batch_size = tokens.per_batch(options.batch_size)
         at_once = whole_pass(model, dtype, device, batch_size, tokens.input_ids.shape[1])
         attention = attention_in_steps(model) if at_once.scores else nullcontext()
-        with _in_place(model, layers, linears), freed_memory_kept(), attention:
+        with in_place(model, layers, linears), freed_memory_kept(), attention:
             loss = _Loss(model, tokens, voice, device, at_once.samples)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
@@ -122,7 +122,8 @@ def tune_end_to_end(
             order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))
             for _ in range(checkpoint.step * options.gradient_accumulate_steps):
                 next(order)
-            for step in range(checkpoint.step, options.e2e_iters):
+            # Data types that learn nothing leave everything as it is.
+            for step in range(checkpoint.step, options.e2e_iters if any(x.learnt for x in layers.values()) else 0):
                 for _ in range(options.gradient_accumulate_steps):
                     loss.backward(next(order))
                 steps.take(step, options.e2e_iters)
@@ -294,13 +295,3 @@ def _computing(model: Any, device: torch.device, dtype: torch.dtype | None) -> I
     finally:
         if (device, computing) != (home, stored):
             model.to(home, stored)
-
-
-@contextmanager
-def _in_place(model: Any, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Module]) -> Iterator[None]:
-    """These layers instead of the model's own."""
-    put(model, layers)
-    try:
-        yield
-    finally:
-        put(model, linears)

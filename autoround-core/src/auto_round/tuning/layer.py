@@ -14,7 +14,9 @@ from torch import nn
 from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer, SharedInput
 from auto_round.data_type.codes import Codes
 from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
+from auto_round.data_type.results import ResultError, rounded_of
 from auto_round.data_type.untouched import check_untouched, writes_into
+from auto_round.model.finite import not_finite
 from auto_round.plan import LayerSpec
 from auto_round.schemes import GroupSize
 from auto_round.tuning.own_error import OwnErrors
@@ -225,8 +227,13 @@ class TunableLinear(nn.Module):
             "data_type": self.data_type.name,
         }
         named = {name: value for name, value in identity.items() if name in self._accepted and value is not None}
-        qdq, _, _ = self.data_type.quant_tensor(weight, **named, **offers)
-        return qdq
+        result = self.data_type.quant_tensor(weight, **named, **offers)
+        rounded = rounded_of(result, weight, self.data_type, self.layer.name)
+        learnt = [name for name, offer in offers.items() if isinstance(offer, torch.Tensor) and offer.requires_grad]
+        if learnt and torch.is_grad_enabled() and not rounded.requires_grad:
+            told = f"gives no gradient for {' or '.join(learnt)}: round straight through, or do not ask for it."
+            raise ResultError(self.data_type, told)
+        return rounded
 
     def rounded_piece(self, piece: Piece) -> torch.Tensor:
         """What some rows are rounded to, differentiable in what is learnt for them."""
@@ -286,12 +293,19 @@ class TunableLinear(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> LayerResult:
-        """The layer's final codes, those that were kept if any were, and the weight they decode to."""
+        """The layer's final codes, those that were kept if any were, and the weight they decode to.
+
+        Raises:
+            ResultError: that is not numbers.
+        """
         frozen = self._frozen
         stored = self._stored(dict(self.learnt)) if self._kept is None else self._kept
+        weight = stored if isinstance(stored, torch.Tensor) else self.data_type.decode(stored)
+        if bad := not_finite(weight):  # that of the model was looked at when it was read
+            told = f"rounds the weight of {self.layer.name} to {bad} values that are NaN or infinite."
+            raise ResultError(self.data_type, told)
         if isinstance(stored, torch.Tensor):
             return LayerResult(self.layer, None, stored, frozen)
-        weight = self.data_type.decode(stored)
         inputs = {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
         return LayerResult(
             self.layer, dataclasses.replace(stored, tensors={**stored.tensors, **inputs}), weight, frozen

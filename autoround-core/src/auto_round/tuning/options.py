@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from auto_round.errors import UnknownOptionError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RECIPES", "TuningOptions"]
+__all__ = ["RECIPES", "TuningOptions", "is_count"]
 
 RECIPES = ("published", "best")
 
@@ -83,15 +84,20 @@ class TuningOptions:
             )
         if self.low_memory and self.e2e_iters:
             raise UnknownOptionError("low_memory and e2e_iters exclude each other: those steps need the whole model.")
+        if not is_count(self.seed, 0):
+            raise UnknownOptionError(f"seed must be a whole number of at least 0, not {self.seed!r}.")
         least_values = {"iters": 0, "e2e_iters": 0, "batch_size": 1, "gradient_accumulate_steps": 1}
         for name, least in least_values.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_count(value, least):
                 raise UnknownOptionError(f"{name} must be a whole number of at least {least}, not {value!r}.")
         for name in ("lr", "minmax_lr"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise UnknownOptionError(f"{name} must be a positive number, not {value!r}.")
+
+        if self.compute_dtype is not None and not getattr(self.compute_dtype, "is_floating_point", False):
+            raise UnknownOptionError(f"compute_dtype must be a torch.dtype of floats, not {self.compute_dtype!r}.")
 
     @property
     def improved(self) -> bool:
@@ -132,3 +138,8 @@ class TuningOptions:
         if self.minmax_lr is not None:
             return self.minmax_lr
         return self.step_size(bits) * (SMALLER_FOR_SCALES if self.improved else 1.0)
+
+
+def is_count(value: object, least: int) -> bool:
+    """Whether this is a whole number of at least so much, and neither True nor False."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

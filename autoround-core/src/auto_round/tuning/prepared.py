@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "finish",
     "freeze_inputs",
+    "in_place",
     "install",
     "mates_of",
     "observer_of",
@@ -126,7 +128,7 @@ def install(linear: Any, result: LayerResult) -> None:
     layer = result.layer
     if layer.activation is not None:
         frozen = result.frozen if layer.static_activations else None
-        linear.register_forward_pre_hook(_seen_through(ActivationQuantizer(layer.activation, layer.scheme, frozen)))
+        linear.register_forward_pre_hook(_SeenThrough(ActivationQuantizer(layer.activation, layer.scheme, frozen)))
 
 
 @torch.no_grad()
@@ -142,11 +144,24 @@ def put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         setattr(model.get_submodule(parent), attribute, module)
 
 
-def _seen_through(activation: ActivationQuantizer) -> Any:
-    def quantize_input(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (activation(args[0]), *args[1:])
+@contextmanager
+def in_place(model: nn.Module, modules: Mapping[str, nn.Module], others: Mapping[str, nn.Module]) -> Iterator[None]:
+    """These modules in the places of others, which are back afterwards, whatever happens."""
+    put(model, modules)
+    try:
+        yield
+    finally:
+        put(model, others)
 
-    return quantize_input
+
+class _SeenThrough:
+    """A hook before a layer; no closure, so that models can be pickled."""
+
+    def __init__(self, activation: ActivationQuantizer) -> None:
+        self._activation = activation
+
+    def __call__(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (self._activation(args[0]), *args[1:])
 
 
 def _range_of(name: str, observer: InputObserver | None) -> tuple[torch.Tensor, torch.Tensor]:

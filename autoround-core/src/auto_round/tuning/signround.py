@@ -112,6 +112,8 @@ def tune_block(
     keeper.look(0)
     for layer in layers:
         layer.check_weight()
+    if not slots:  # data types that learn nothing
+        return keeper.settle()
     alone = [member for layer in layers for member in layer.members]
     own = OwnErrors(alone, keeper.first) if options.improved else None
     for layer in alone:
