@@ -34,6 +34,41 @@ def test_sizes_are_those_of_the_files(model_dir, registry, tokens, tmp_path):
     assert made.bits_per_weight == pytest.approx(4 + 16 * groups / weights)
 
 
+def test_the_embedding_of_a_tied_output_layer_stays(registry):
+    config = tiny_config(tie_word_embeddings=True)
+    made = AutoRound(make_model(config), scheme="STEPS4", registry=registry, quant_lm_head=True).plan("auto_round")
+    head = made.layers[-1]
+    assert head.tied
+    assert head.quantized
+    saved = sum(2 * layer.shape[0] * layer.shape[1] - layer.nbytes for layer in made.quantized if not layer.tied)
+    assert made.output_bytes == made.model_bytes - saved + head.nbytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"act_group_size": (32, 32)}, "activations have groups along a row, not blocks"),
+        ({"act_data_type": "picky"}, "picky wants groups of 7"),
+    ],
+)
+def test_activations_that_cannot_be_are_refused_when_planned(model_dir, registry, fields, told):
+    class Picky(type(registry.data_type("steps"))):
+        name = "picky"
+
+        def supports(self, scheme, shape):
+            return "picky wants groups of 7" if scheme.group_size != 7 else None
+
+    class Plugin:
+        @hookimpl
+        def quant_tensor(self):
+            return [Picky()]
+
+    registry.register(Plugin(), name="picky")
+    job = AutoRound(model_dir, scheme="STEPS4", registry=registry, **{"act_bits": 8, **fields})
+    with pytest.raises(PlanError, match=f"the activations of .*q_proj cannot be quantized so: {told}"):
+        job.plan()
+
+
 def test_layers_a_data_type_cannot_take_are_left_alone(registry):
     made = AutoRound(
         make_model(tiny_config(hidden_size=8, num_attention_heads=2, num_key_value_heads=1, intermediate_size=6)),

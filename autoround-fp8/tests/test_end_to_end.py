@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, GPT2Config, LlamaConfig, Qwen3MoeConfig
 
 from auto_round import AutoRound
 from auto_round.errors import AutoRoundError, PlanError
@@ -268,6 +268,15 @@ def test_quantized_in_memory_and_saved_afterwards(tmp_path, tokens):
     job.save_quantized(tmp_path / "out", format="auto_round")
 
 
+def test_scales_are_rounded_in_memory_as_the_default_format_stores_them(tmp_path, tokens):
+    source = save_model(tmp_path / "model")
+    job = AutoRound(source, scheme="FP8_STATIC", dataset=tokens, iters=0, **QUICK)
+    job.quantize()
+    job.save_quantized(tmp_path / "out")
+    job.quantize(format="llm_compressor")
+    job.save_quantized(tmp_path / "other", format="llm_compressor")
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_search_and_tuning_bring_a_trained_model_closer_to_the_original(tmp_path):
@@ -290,3 +299,19 @@ def test_search_and_tuning_bring_a_trained_model_closer_to_the_original(tmp_path
         got = model(held_out).logits.float().log_softmax(-1)
         distance[name] = torch.nn.functional.kl_div(got, wanted, log_target=True, reduction="batchmean").item()
     assert distance["tuned"] < distance["searched"] < distance["plain"]
+
+
+@torch.no_grad()
+def test_single_experts_are_stored_so_that_transformers_loads_them(tmp_path, tokens):
+    """It takes a tensor `weight` of an expert for a part of one of its own, so layouts with one are not for experts."""
+    config = Qwen3MoeConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, moe_intermediate_size=64, num_experts=4,
+        num_experts_per_tok=2,
+    )  # fmt: skip
+    tuned, _ = tune(save_model(tmp_path / "model", config), tmp_path / "out", tokens, scheme="FP8_DYNAMIC", iters=0)
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert not any(".experts." in name and name.endswith("proj.weight") for name in stored)
+    assert any("q_proj.weight" in name for name in stored)
+    loaded = load(tmp_path / "out")
+    assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)

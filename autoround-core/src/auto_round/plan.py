@@ -167,7 +167,10 @@ class Plan:
     @property
     def output_bytes(self) -> int:
         """Bytes the model will take."""
-        saved = sum(layer.shape[0] * layer.shape[1] * layer.dtype.itemsize - layer.nbytes for layer in self.quantized)
+        saved = sum(
+            (0 if layer.tied else layer.shape[0] * layer.shape[1] * layer.dtype.itemsize) - layer.nbytes
+            for layer in self.quantized
+        )  # the embedding of a tied one stays
         return self.model_bytes - saved
 
     @property

@@ -12,6 +12,7 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     Qwen3Config,
+    RwkvConfig,
 )
 
 from auto_round.calibration.inputs import capture_block_inputs
@@ -31,6 +32,8 @@ CONFIGS = {
     "gpt_neox": GPTNeoXConfig(**WIDE, intermediate_size=32),
     "opt": OPTConfig(**{**WIDE, "ffn_dim": 32, "word_embed_proj_dim": 16, "do_layer_norm_before": True}),
     "falcon": FalconConfig(**WIDE),
+    # Its blocks return three things.
+    "rwkv": RwkvConfig(hidden_size=16, vocab_size=60, num_hidden_layers=3, context_length=64, rescale_every=0),
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class BlockScaledFloat(DataType):
     def supports(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
         if scheme.bits != BITS or not scheme.sym:
             return (
-                f"{self.name} is symmetric and has {BITS} bits, not {scheme.bits} {'' if scheme.sym else 'asymmetric'}"
+                f"{self.name} is symmetric and has {BITS} bits, not {scheme.bits}{'' if scheme.sym else ' asymmetric'}"
             )
         if scheme.group_size not in self.group_sizes:
             sizes = " or ".join(map(str, self.group_sizes))

@@ -61,12 +61,12 @@ class BlockInputs:
     """Attributes:
     hidden: input of the first block, [samples, length, features], in the model's dtype.
     calls: for each batch size that occurs, the calls of all blocks in order.
-    as_tuple: whether blocks return a tuple that begins with their hidden states.
+    returned: how many things blocks return in a tuple that begins with their hidden states; 0 if these alone.
     """
 
     hidden: torch.Tensor
     calls: dict[int, list[BlockCall]] = field(default_factory=dict)
-    as_tuple: bool = False
+    returned: int = 0
 
 
 class _Recorder(nn.Module):
@@ -76,14 +76,14 @@ class _Recorder(nn.Module):
         self,
         block: nn.Module,
         record: Callable[[torch.Tensor, BlockCall], None],
-        as_tuple: bool,
+        returned: int,
         answer: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         # Past nn.Module's bookkeeping: the block must not become a child and change the model's state dict.
         self.__dict__["_block"] = block
         self._record = record
-        self._as_tuple = as_tuple
+        self._returned = returned
         self._answer = answer
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +100,8 @@ class _Recorder(nn.Module):
             hidden, rest = kwargs.pop(keyword), ()
         self._record(hidden, BlockCall(rest, kwargs, keyword))
         hidden = hidden if self._answer is None else self._answer
-        return (hidden,) if self._as_tuple else hidden
+        # What else there is, attention or states of other layers, is nothing that later blocks are given.
+        return (hidden, *[None] * (self._returned - 1)) if self._returned else hidden
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ def capture_block_inputs(
     blocks = model.get_submodule(block_list)
     assert isinstance(blocks, nn.ModuleList)
     device = next(model.parameters()).device
-    as_tuple = _returns_tuple(model, blocks, input_ids[:1, :2].to(device))
+    returned = _things_returned(model, blocks, input_ids[:1, :2].to(device))
     hidden_parts: list[torch.Tensor] = []
     seen: list[BlockCall] = []
 
@@ -132,8 +133,8 @@ def capture_block_inputs(
             hidden_parts.append(hidden)
         seen.append(call)
 
-    inputs = BlockInputs(torch.empty(0), as_tuple=as_tuple)
-    with _replaced(blocks, lambda block: _Recorder(block, record, as_tuple)):
+    inputs = BlockInputs(torch.empty(0), returned=returned)
+    with _replaced(blocks, lambda block: _Recorder(block, record, returned)):
         for size in (*extra_batch_sizes, 0):
             batches = [input_ids[:size]] if size else list(input_ids.split(batch_size))
             if not size:
@@ -153,14 +154,14 @@ def capture_block_inputs(
 
 @torch.no_grad()
 def run_after_blocks(
-    model: nn.Module, block_list: str, input_ids: torch.Tensor, hidden: torch.Tensor, *, as_tuple: bool
+    model: nn.Module, block_list: str, input_ids: torch.Tensor, hidden: torch.Tensor, *, returned: int
 ) -> None:
     """Run what comes after the blocks, on given outputs of the last one, for those who watch.
 
     Args:
         input_ids: int64 [batch, length], the tokens the hidden states belong to.
         hidden: output of the last block, [batch, length, features].
-        as_tuple: see `BlockInputs`; the blocks themselves need not be there any more.
+        returned: see `BlockInputs`; the blocks themselves need not be there any more.
     """
     blocks = model.get_submodule(block_list)
     assert isinstance(blocks, nn.ModuleList)
@@ -169,7 +170,7 @@ def run_after_blocks(
     def hand_out(_hidden: torch.Tensor, _call: BlockCall) -> None:
         """Blocks between the first and the last are not asked for anything."""
 
-    with _replaced(blocks, lambda block: _Recorder(block, hand_out, as_tuple, hidden.to(device))):
+    with _replaced(blocks, lambda block: _Recorder(block, hand_out, returned, hidden.to(device))):
         model(input_ids=input_ids.to(device), use_cache=False)
 
 
@@ -180,7 +181,7 @@ class _OutputSeen(Exception):
         self.output = output
 
 
-def _returns_tuple(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> bool:
+def _things_returned(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> int:
     def stop(_module: nn.Module, _args: Any, output: Any) -> None:
         raise _OutputSeen(output)
 
@@ -188,7 +189,7 @@ def _returns_tuple(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Ten
     try:
         model(input_ids=input_ids, use_cache=False)
     except _OutputSeen as seen:
-        return isinstance(seen.output, tuple)
+        return len(seen.output) if isinstance(seen.output, tuple) else 0
     finally:
         handle.remove()
     raise ModelError(f"{type(model).__name__} does not run its blocks.")

@@ -196,7 +196,7 @@ class Engine:
         with observer.watching():
             for part in chains.batches():
                 observer.mask = None if chains.mask is None else chains.mask[part]
-                ids, hidden, as_tuple = self.tokens.input_ids[part], chains.reference[part], chains.recorded.as_tuple
-                run_after_blocks(self.model.model, blocks, ids, hidden, as_tuple=as_tuple)
+                ids, hidden, returned = self.tokens.input_ids[part], chains.reference[part], chains.recorded.returned
+                run_after_blocks(self.model.model, blocks, ids, hidden, returned=returned)
         observer.gather(chains.ranks)
         return observer
