@@ -60,6 +60,16 @@ def half_gradient(self, tensor, bits=4, group_size=32, v=0.0, max_scale=1.0):
     return (codes + 0.5 * (v - (v.detach() if isinstance(v, torch.Tensor) else v))) * scale, None, None
 
 
+def rounds_down(self, tensor, bits=4, group_size=32, v=0.0, max_scale=1.0):
+    scale, v = tensor.abs().amax() / 7, v.reshape(tensor.shape) if isinstance(v, torch.Tensor) else v
+    return (tensor / scale + v).floor() * scale, None, None
+
+
+def seeds(self, tensor, bits=4, group_size=32):
+    torch.manual_seed(3)
+    return tensor, None, None
+
+
 def other_weight(self, codes):
     return torch.zeros(codes.shape, dtype=codes.dtype)
 
@@ -87,6 +97,11 @@ BROKEN = [
     ({"quant_tensor": wrong_dtype}, "test_shape_and_dtype_stay", ((16, 64), torch.float32), "in the dtype"),
     ({"quant_tensor": writes}, "test_inputs_are_left_alone", (), "must not write into their inputs"),
     ({"quant_tensor": divides_by_zero}, "test_zeros_stay_zeros", (), "without NaN from a scale of zero"),
+    ({"quant_tensor": seeds}, "test_the_state_of_random_numbers_stays", (), "neither seed nor draw"),
+    (
+        {"quant_tensor": rounds_down}, "test_without_an_offset_rounding_is_to_the_nearest", (),
+        "to the nearest value, and with v = 0.25 it comes nearer",
+    ),
     ({"quant_tensor": wrong_sign}, "test_tuning_lowers_the_error_of_an_output", (False,), "sign right"),
     ({"quant_tensor": two_results}, "test_three_things_are_returned", (), "three .*, not a tuple of Tensor, NoneType"),
     (

@@ -69,6 +69,20 @@ def test_activations_that_cannot_be_are_refused_when_planned(model_dir, registry
         job.plan()
 
 
+@pytest.mark.parametrize(
+    ("layer_config", "told"),
+    [
+        ({"q_proj": 8}, "'q_proj' leads to 8, which is no scheme"),
+        ({"q_proj": None}, "'q_proj' leads to None"),
+        ({3: {"bits": 8}}, "3 is no name of layers"),
+        ({"q_porj": {"bits": 8}}, "'q_porj' matches no layer; did you mean q_proj"),
+    ],
+)
+def test_a_layer_config_of_other_things_is_refused(model_dir, registry, layer_config, told):
+    with pytest.raises(PlanError, match=told):
+        AutoRound(model_dir, scheme="STEPS4", registry=registry, layer_config=layer_config).plan()
+
+
 def test_layers_a_data_type_cannot_take_are_left_alone(registry):
     made = AutoRound(
         make_model(tiny_config(hidden_size=8, num_attention_heads=2, num_key_value_heads=1, intermediate_size=6)),

@@ -228,6 +228,7 @@ def make_plan(
         UnknownNameError: a data type or scheme that no plugin offers.
     """
     linears = model.structure.linears
+    _check_layer_config(layer_config or {})
     overrides = select_all(layer_config or {}, [info.name for info in linears])
     layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
     refused: dict[str, list[str]] = {}
@@ -253,6 +254,17 @@ def make_plan(
     if problems:
         raise PlanError(problems)
     return dataclasses.replace(plan, notes=tuple(runtime_notes(plan.quantized, formats)))
+
+
+def _check_layer_config(layer_config: LayerConfig) -> None:
+    problems = [
+        f"layer_config: {key!r} leads to {value!r}, which is no scheme, name of one or mapping of its fields."
+        for key, value in layer_config.items()
+        if not isinstance(value, str | QuantizationScheme | Mapping)
+    ]
+    problems += [f"layer_config: {key!r} is no name of layers." for key in layer_config if not isinstance(key, str)]
+    if problems:
+        raise PlanError(problems)
 
 
 def _plan_layer(

@@ -43,7 +43,10 @@ def select_all(entries: Mapping[str, Value], names: Sequence[str]) -> dict[str, 
             problems.append(f"layer_config: {key!r} is no valid regular expression: {error}.")
             continue
         if not matched:
-            problems.append(f"layer_config: {key!r} matches no layer{did_you_mean(key, names) or '.'}")
+            parts = {part for name in names for part in name.split(".") if not part.isdigit()}
+            problems.append(
+                f"layer_config: {key!r} matches no layer{did_you_mean(key, [*names, *sorted(parts)]) or '.'}"
+            )
         for name in matched:
             found[name].append((rank, value))
     if problems:

@@ -50,6 +50,24 @@ class LearningTests(Declared):
         ends = layer.learnt.keys() - {"v"}
         assert moved & ends or not ends, f"{', '.join(ends)}: declared as tuned, and the gradient is zero everywhere."
 
+    @torch.no_grad()
+    def test_without_an_offset_rounding_is_to_the_nearest(
+        self, data_type: DataType, scheme: QuantizationScheme
+    ) -> None:
+        """Offsets of a quarter of a step either way lead away from the weight, and not towards it."""
+        layer = self.layer(data_type, scheme, weight_like(self.shapes[0]))
+        layer.make_learnable(minmax=True)
+        if "v" not in layer.learnt:
+            pytest.skip("declared: v is not learnt")
+        errors = {}
+        for offset in (0.0, -0.25, 0.25):
+            layer.learnt["v"].fill_(offset)
+            errors[offset] = (layer.quantized_weight().float() - layer.weight.float()).square().sum().item()
+        best = min(errors, key=lambda offset: errors[offset])
+        # Sums of the same numbers in float32, where nothing depends on the offset.
+        told = f"with v = 0 a weight must be rounded to the nearest value, and with v = {best} it comes nearer."
+        assert errors[0.0] <= errors[best] * (1 + 1e-6), told
+
     def test_gradients_agree_with_finite_differences(self, data_type: DataType, scheme: QuantizationScheme) -> None:
         """Where rounding is averaged out, the weight is a smooth function of what is learnt, with a slope to measure.
 

@@ -92,6 +92,15 @@ class ValueTests(Declared):
         first, second = (self.quantized(data_type, scheme, weight.clone()) for _ in range(2))
         assert torch.equal(first, second), "the same weight must give the same result."
 
+    def test_the_state_of_random_numbers_stays(self, data_type: DataType, scheme: QuantizationScheme) -> None:
+        weight = weight_like(self.shapes[0])
+        before = torch.random.get_rng_state()
+        layer = self.layer(data_type, scheme, weight, search=True)
+        layer.quantized_weight()
+        layer.finish()
+        same = torch.equal(torch.random.get_rng_state(), before)
+        assert same, "quant_tensor, search and encode must neither seed nor draw from torch's own random numbers."
+
     def test_quantizing_twice_changes_nothing(self, data_type: DataType, scheme: QuantizationScheme) -> None:
         if not self.idempotent:
             pytest.skip("declared: idempotent = False")
