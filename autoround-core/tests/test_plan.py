@@ -2,6 +2,7 @@
 """The plan: what is left alone and why, what it costs, what stands against it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from auto_round.data_type import Runtime
 from auto_round.errors import PlanError, SchemeError, UnknownNameError
 from auto_round.export import OutputFormat
 from auto_round.plan import choose_scheme
+from auto_round.runtimes import obstacle
 
 from .conftest import make_model, tiny_config
 
@@ -195,6 +197,15 @@ def test_what_a_runtime_will_not_load_is_said_beforehand(model_dir, registry, op
     for pattern in expected:
         assert any(re.search(pattern, note) for note in notes), notes
     assert any("a third" in note for note in notes) == (options["group_size"] == 16 or "layer_config" in options)
+
+
+def test_a_runtime_that_reads_no_single_experts_is_said_beforehand(model_dir, registry):
+    plan = AutoRound(model_dir, scheme="STEPS4", registry=registry).plan("auto_round")
+    record = Runtime("a fourth", "4.0", "auto_round", experts=False)
+    layer = plan.quantized[0]
+    assert obstacle(layer, record) is None
+    assert obstacle(replace(layer, expert=True), record) == "it does not read routed experts that are stored so"
+    assert obstacle(replace(layer, expert=True), replace(record, experts=True)) is None
 
 
 class Picky(OutputFormat):

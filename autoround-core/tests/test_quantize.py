@@ -14,6 +14,7 @@ from auto_round import AutoRound, QuantizationScheme
 from auto_round.errors import ModelError, OutputError, PlanError, SchemeError, UnknownNameError, UnknownOptionError
 from auto_round.inference.convert_model import convert_hf_model
 from auto_round.inference.packed_linear import PackedLinear
+from auto_round.tuning import signround
 
 from .conftest import make_model, make_tokenizer
 
@@ -88,6 +89,29 @@ def test_a_run_that_fails_leaves_the_layers_in_their_places(model_dir, registry,
     assert all(module is modules[name] for name, module in model.named_modules())
     with pytest.raises(ModelError, match="quantized in place before"):
         job.quantize()
+
+
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"recipe": "best"}])
+def test_the_same_object_goes_on_from_where_it_was_cut_off(model_dir, registry, tokens, tmp_path, monkeypatch, options):
+    made = {"scheme": "STEPS4", "dataset": tokens, "iters": 2, "registry": registry, **RUN, **options}
+    AutoRound(model_dir, **made).quantize_and_save(tmp_path / "whole")
+    job, steps = AutoRound(model_dir, **made), []
+
+    def stop_in_the_second_block(slots, factor):
+        steps.append(factor)
+        if factor == 1.0 and 0.5 in steps:
+            raise KeyboardInterrupt
+        return step(slots, factor)
+
+    step = signround.sign_step
+    monkeypatch.setattr(signround, "sign_step", stop_in_the_second_block)
+    with pytest.raises(KeyboardInterrupt):
+        job.quantize_and_save(tmp_path / "out")
+    monkeypatch.setattr(signround, "sign_step", step)
+    assert (tmp_path / "out.unfinished").is_dir()
+    job.quantize_and_save(tmp_path / "out")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("formats", [[], None, ""])

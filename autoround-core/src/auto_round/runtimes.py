@@ -82,6 +82,8 @@ def obstacle(layer: LayerSpec, record: Runtime) -> str | None:
         if value not in allowed:
             told = f"{field_name}={value}, and it takes {', '.join(map(str, allowed))}"
             return f"{told} ({record.note})" if record.note else told
+    if layer.expert and not record.experts:
+        return "it does not read routed experts that are stored so"
     if any(side % record.multiple for side in layer.shape):
         return f"shape {layer.shape}, and it takes multiples of {record.multiple}"
     return None

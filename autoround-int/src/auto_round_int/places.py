@@ -41,6 +41,8 @@ def _gptqmodel(container: str, packages: str) -> Runtime:
     return Runtime("transformers", "5.23", container, limits={"group_size": WIDE_GROUPS}, note=note)
 
 
+_COMPRESSED = "needs the package compressed-tensors"
+
 _EVERYWHERE = (
     Runtime("transformers", "5.23", "auto_round", note="any bits and group size, through this package"),
     _gptqmodel("auto_awq", "the package gptqmodel"),
@@ -49,7 +51,8 @@ _EVERYWHERE = (
 
 SYMMETRIC = (
     *_EVERYWHERE,
-    Runtime("transformers", "5.23", "llm_compressor", note="needs the package compressed-tensors"),
+    Runtime("transformers", "5.23", "llm_compressor", limits={"act_bits": (16,)}, note=_COMPRESSED),
+    Runtime("transformers", "5.23", "llm_compressor", limits={"act_bits": (4, 8)}, note=_COMPRESSED, experts=False),
     _gptqmodel("auto_gptq", "the packages gptqmodel and optimum"),
     *_vllm("auto_gptq", (4, 8), "4 bits in groups of 128 load everywhere"),
     *_vllm("auto_round", (2, 3, 4, 8), "4 bits in groups of 128 load everywhere"),
@@ -65,7 +68,7 @@ ASYMMETRIC = (
     *_EVERYWHERE,
     Runtime(
         *("transformers", "5.23", "llm_compressor"),
-        note="needs the package compressed-tensors",
+        note=_COMPRESSED,
         needs="quantization_config=CompressedTensorsConfig(dequantize=True) alone",
     ),
     *_vllm("auto_round", (4,), "4 bits in groups of 128 load; other widths load in transformers"),

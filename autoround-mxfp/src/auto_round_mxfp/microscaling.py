@@ -29,14 +29,16 @@ __all__ = ["Microscaling"]
 
 SCALE_BITS = 8
 
+COMPRESSED = "with compressed-tensors 0.20; elements e2m1, e2m3 and e4m3; computes in the checkpoint's dtype only"
+
 RUNTIMES = (
     Runtime("transformers", "5.23", "auto_round", note="every element format, through this package"),
+    Runtime("transformers", "5.23", "llm_compressor", limits={"bits": (4,), "group_size": (32,)}, note=COMPRESSED),
     Runtime(
-        "transformers",
-        "5.23",
-        "llm_compressor",
-        limits={"bits": (4, 6, 8), "group_size": (32,)},
-        note="with compressed-tensors 0.20; elements e2m1, e2m3 and e4m3; computes in the checkpoint's dtype only",
+        *("transformers", "5.23", "llm_compressor"),
+        limits={"bits": (6, 8), "group_size": (32,)},
+        note=COMPRESSED,
+        experts=False,
     ),
     Runtime(
         "transformers",

@@ -158,6 +158,7 @@ class NvFp4(BlockScaledFloat):
             "llm_compressor",
             note="with compressed-tensors 0.20, which decodes the weights and simulates four-bit activations; load in "
             "the checkpoint's own dtype",
+            experts=False,
         ),
         # What its documentation says; there is no kernel for CPUs to try.
         Runtime(

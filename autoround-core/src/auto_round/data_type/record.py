@@ -34,6 +34,7 @@ class Runtime:
         limits: what it takes, field of a scheme to the values it may have; a field that is absent is free.
         multiple: both sides of a weight have to be a multiple of this.
         fuses: whether it computes layers that share an input as one, which then need one scheme.
+        experts: whether it reads the layers of routed experts as they are stored, one by one.
         note: one sentence for whoever meets a limit: what would work instead.
         needs: what has to be done or installed there first, "" if nothing; said whenever a plan counts on this record.
     """
@@ -47,6 +48,7 @@ class Runtime:
     fuses: bool = False
     note: str = ""
     needs: str = ""
+    experts: bool = True
 
 
 class Kernel(Protocol):

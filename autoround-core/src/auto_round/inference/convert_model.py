@@ -107,7 +107,7 @@ def _check_read(packed: Mapping[str, PackedLinear]) -> None:
         ModelError: naming the first such tensor.
     """
     tensors = {
-        f"{layer}.{name}": module.get_buffer(name) for layer, module in packed.items() for name in module.stored_names
+        f"{layer}.{name}": module.stored(name) for layer, module in packed.items() for name in module.stored_names
     }
     read = {name for name, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
     missing = [name for name, tensor in tensors.items() if name not in read and not tensor.is_meta]

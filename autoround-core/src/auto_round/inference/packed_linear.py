@@ -63,7 +63,7 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The decoded weight, [out_features, in_features], for code that reads it; writing has no effect."""
-        weight = self._weight(self.dtype, self._stored(self._names[0]).device)
+        weight = self._weight(self.dtype, self.stored(self._names[0]).device)
         # Models that initialize their layers' weights by name while they load must leave this one as it is.
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001 - transformers' own mark
         return weight
@@ -79,14 +79,14 @@ class PackedLinear(nn.Module):
         return self.data_type.decode(self._codes(dtype))
 
     def _codes(self, dtype: torch.dtype) -> Codes:
-        packed = {name: self._stored(name) for name in self._names}
+        packed = {name: self.stored(name) for name in self._names}
         shape = (self.out_features, self.in_features)
         codes = self.packing.unpack(packed, self.data_type.name, self.scheme, shape, dtype)
         if self.activation is not None and self.scheme.act_dynamic is False:
             self.activation.frozen = frozen_offers(codes.tensors)
         return codes
 
-    def _stored(self, name: str) -> torch.Tensor:
+    def stored(self, name: str) -> torch.Tensor:
         """A packed tensor as it lies in the checkpoint; one may be called `weight`, unlike the decoded one."""
         tensor = self._buffers[name]
         assert tensor is not None
