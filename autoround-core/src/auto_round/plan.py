@@ -300,14 +300,20 @@ def _plan_layer(
     reason = data_type.supports(scheme, info.shape) if all(info.shape) else "it has no weights"
     if reason:
         return dataclasses.replace(spec, reason=reason)
-    activation = _plan_activation(spec, registry) if scheme.quantizes_activations else None
+    activation = None
+    if scheme.quantizes_activations:
+        activation = _plan_activation(spec, registry, grouped=scheme.act_group_size is not None)
     return dataclasses.replace(
         spec, data_type=data_type, activation=activation, shares=model.shared_inputs.get(info.name, (info.name,))
     )
 
 
-def _plan_activation(spec: LayerSpec, registry: Registry) -> DataType:
+def _plan_activation(spec: LayerSpec, registry: Registry, *, grouped: bool) -> DataType:
     """The data type of a layer's inputs.
+
+    Args:
+        grouped: whether groups of inputs were asked for; else they are taken over from weights, and a data type that
+            has its own way with inputs goes by that.
 
     Raises:
         PlanError: it cannot take them.
@@ -317,7 +323,10 @@ def _plan_activation(spec: LayerSpec, registry: Registry) -> DataType:
     if isinstance(scheme.group_size, tuple):
         reason: str | None = f"activations have groups along a row, not blocks of {scheme.group_size}"
     else:
-        reason = data_type.supports(scheme, (1, spec.shape[1]))
+        shape = (1, spec.shape[1])
+        reason = data_type.supports(scheme, shape)
+        if reason and not grouped:
+            reason = data_type.supports(scheme.replace(group_size=-1), shape)
     if reason:
         raise PlanError([f"the activations of {spec.name} cannot be quantized so: {reason}."])
     return data_type

@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound
 from auto_round.errors import UnknownOptionError
+from auto_round.inference.packed_linear import PackedLinear
+from auto_round.plugins import default_registry
 from auto_round.tuning.equalise import MOST, Trial, equalise, exponents_for
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.rescaling import Rescaling
@@ -144,7 +146,7 @@ def test_saving_later_saves_what_was_changed(loud_dir, registry, tokens, tmp_pat
         assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "gemma3", "qwen3_moe", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "gemma3", "qwen3_moe"])
 def test_every_architecture_loads_as_it_was_in_memory(stored, architecture, registry, tokens, tmp_path):
     options = {"bits": 3, "group_size": 16, "recipe": "best", "iters": 2, "low_cpu_mem_usage": True}
     run(stored(architecture), registry, tokens, **options).quantize_and_save(tmp_path / "out", format="fake")
@@ -153,6 +155,28 @@ def test_every_architecture_loads_as_it_was_in_memory(stored, architecture, regi
     for name, tensor in loaded.state_dict().items():
         if name in tuned.state_dict():
             assert torch.equal(tensor, tuned.state_dict()[name]), name
+
+
+@pytest.fixture
+def installed(steps_plugin):
+    registry = default_registry()
+    registry.register(steps_plugin, name="steps")
+    yield registry
+    registry.unregister("steps")
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+def test_experts_that_files_call_otherwise_load_as_they_were_in_memory(
+    stored, architecture, installed, tokens, tmp_path
+):
+    options = {"bits": 3, "group_size": 16, "recipe": "best", "iters": 2, "low_cpu_mem_usage": True}
+    run(stored(architecture), installed, tokens, **options).quantize_and_save(tmp_path / "out")
+    tuned, _ = run(stored(architecture), installed, tokens, **options).quantize()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    packed = {name: module for name, module in loaded.named_modules() if isinstance(module, PackedLinear)}
+    assert any(".experts." in name for name in packed)
+    for name, module in packed.items():
+        assert torch.equal(module.decode(module.dtype), tuned.get_submodule(name).weight), name
 
 
 def test_layers_that_stay_are_scaled_too_and_written(loud_dir, registry, tokens, tmp_path):
