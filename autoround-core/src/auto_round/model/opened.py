@@ -362,16 +362,18 @@ def wrap_model(model: nn.Module, tokenizer: Any = None) -> OpenModel:
     """A model object that is already in memory. Its weights are changed in place when it is quantized.
 
     Raises:
-        ModelError: it is none of transformers, or has weights on the meta device, or that are not numbers.
+        ModelError: it wraps a model of transformers, or has weights on the meta device, or that are not numbers.
     """
     from transformers import PreTrainedModel
 
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps; its files would have other names
     if any(p.is_meta for p in model.parameters()):
         raise ModelError("the model has weights on the meta device; load it, or pass its path.")
-    if not isinstance(model, PreTrainedModel):
+    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
+    if inner is not model:
         raise ModelError(
-            f"a {type(model).__name__} is no model of transformers: pass the one that it wraps, and merge what it adds."
+            f"a {type(model).__name__} wraps a {type(inner).__name__}, and files would have its own names of things: "
+            "merge what it adds, and pass the model itself."
         )
     name = str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
     _check_finite(name, model)

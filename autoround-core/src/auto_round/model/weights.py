@@ -96,8 +96,6 @@ def expert_layers(model: Any) -> dict[str, bool]:
     """
     from transformers.core_model_loading import WeightConverter
 
-    sources = [p for c in _conversions(model) if isinstance(c, WeightConverter) for p in c.source_patterns]
-    patterns = [re.compile(re.escape(p).replace(r"\*", r"\d+") + "$") for p in sources]
     layers = [
         f"{name}.{inner}"
         for name, module in model.named_modules()
@@ -105,6 +103,9 @@ def expert_layers(model: Any) -> dict[str, bool]:
         for inner, part in module.named_modules()
         if isinstance(part, nn.Linear)
     ]
+    converters = [c for c in _conversions(model) if isinstance(c, WeightConverter)] if layers else []
+    sources = [source for converter in converters for source in converter.source_patterns]
+    patterns = [re.compile(re.escape(source).replace(r"\*", r"\d+") + "$") for source in sources]
     return {layer: any(p.search(f"{layer}.weight") for p in patterns) for layer in layers}
 
 
