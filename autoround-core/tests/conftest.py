@@ -26,6 +26,7 @@ from auto_round.data_type.grouping import (
     revert_tensor_by_pad,
 )
 from auto_round.data_type.rounding import round_ste
+from auto_round.plugins import default_registry
 from auto_round.testing.fixtures import isolated_registry
 
 __all__ = ["isolated_registry"]
@@ -112,6 +113,15 @@ class StepsPlugin:
 def steps_plugin():
     """The plugin by itself."""
     return StepsPlugin()
+
+
+@pytest.fixture
+def installed(steps_plugin):
+    """The data type in the process-wide registry, which is the one transformers gets to."""
+    registry = default_registry()
+    registry.register(steps_plugin, name="steps")
+    yield registry
+    registry.unregister("steps")
 
 
 @pytest.fixture

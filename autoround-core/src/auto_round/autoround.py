@@ -214,7 +214,8 @@ class AutoRound:
         Raises:
             AutoRoundError: of the kind that says what went wrong.
         """
-        self._run(self._formats_to_save(format), None)
+        self._begin_anew()
+        self._run(self._plan_to_save(format), [], None)
         assert self._plan is not None
         return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
 
@@ -267,15 +268,14 @@ class AutoRound:
                 unfinished one only what the same call can go on from.
         """
         formats = formats_to_write(self.registry, format)
-        self._run(formats, Path(output_dir))
+        self._begin_anew()
+        self._run(self._make_plan(formats), formats, Path(output_dir))
         return self.model, [str(folder) for folder in folders_of(Path(output_dir), formats)]
 
     # How
 
-    def _run(self, formats: list[OutputFormat], output: Path | None) -> None:
+    def _run(self, plan: Plan, formats: list[OutputFormat], output: Path | None) -> None:
         began = time.monotonic()
-        self._begin_anew()
-        plan = self._make_plan(formats)
         for note in plan.notes:
             _LOGGER.warning("note: %s", note)
         if not plan.quantized:
@@ -328,16 +328,14 @@ class AutoRound:
         if self._began:
             self._open, self._released, self._began = None, False, False
 
-    def _formats_to_save(self, format: str | Sequence[str] | None) -> list[OutputFormat]:
-        """The formats for which to quantize in memory: the default one, if none is named and it can hold the layers."""
+    def _plan_to_save(self, format: str | Sequence[str] | None) -> Plan:
+        """What to do in memory, to be saved later: in the default format, if none is named and it can hold that."""
         if format is not None:
-            return formats_to_write(self.registry, format)
+            return self._make_plan(formats_to_write(self.registry, format))
         try:
-            formats = formats_named(self.registry, DEFAULT_FORMAT)
-            self._make_plan(formats)
+            return self._make_plan(formats_named(self.registry, DEFAULT_FORMAT))
         except PlanError:
-            return []
-        return formats
+            return self._make_plan([])
 
     def _take(self, results: Generator[BlockResult, None, None], *, keep: bool, tells: bool) -> tuple[BlockResult, ...]:
         """Have the work done, part by part; returns what a report says of each block.

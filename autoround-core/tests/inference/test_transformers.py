@@ -12,17 +12,8 @@ from auto_round import AutoRound
 from auto_round.errors import AutoRoundError, ModelError
 from auto_round.inference.convert_model import infer_target_device
 from auto_round.inference.packed_linear import PackedLinear
-from auto_round.plugins import Registry, default_registry
+from auto_round.plugins import Registry
 from auto_round.testing.distributions import FakeDistribution
-
-
-@pytest.fixture
-def installed(steps_plugin):
-    """The data type in the process-wide registry, which is the one transformers gets to."""
-    registry = default_registry()
-    registry.register(steps_plugin, name="steps")
-    yield registry
-    registry.unregister("steps")
 
 
 @pytest.fixture

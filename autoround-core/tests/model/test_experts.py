@@ -12,7 +12,6 @@ from auto_round import AutoRound
 from auto_round.errors import ModelError, PlanError
 from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
 from auto_round.model.opened import open_model
-from auto_round.plugins import default_registry
 
 pytestmark = pytest.mark.slow
 
@@ -72,14 +71,6 @@ def test_every_expert_is_seen_to_share_its_input_within_itself(tmp_path):
     expert = "model.layers.1.mlp.experts.3"
     assert opened.shared_inputs[f"{expert}.up_proj"] == (f"{expert}.gate_proj", f"{expert}.up_proj")
     assert opened.shared_inputs[f"{expert}.down_proj"] == (f"{expert}.down_proj",)
-
-
-@pytest.fixture
-def installed(steps_plugin):
-    registry = default_registry()
-    registry.register(steps_plugin, name="steps")
-    yield registry
-    registry.unregister("steps")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from auto_round import AutoRound
 from auto_round.errors import UnknownOptionError
 from auto_round.inference.packed_linear import PackedLinear
-from auto_round.plugins import default_registry
 from auto_round.tuning.equalise import MOST, Trial, equalise, exponents_for
 from auto_round.tuning.options import TuningOptions
 from auto_round.tuning.rescaling import Rescaling
@@ -155,14 +154,6 @@ def test_every_architecture_loads_as_it_was_in_memory(stored, architecture, regi
     for name, tensor in loaded.state_dict().items():
         if name in tuned.state_dict():
             assert torch.equal(tensor, tuned.state_dict()[name]), name
-
-
-@pytest.fixture
-def installed(steps_plugin):
-    registry = default_registry()
-    registry.register(steps_plugin, name="steps")
-    yield registry
-    registry.unregister("steps")
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])

@@ -84,9 +84,7 @@ class TuningOptions:
             )
         if self.low_memory and self.e2e_iters:
             raise UnknownOptionError("low_memory and e2e_iters exclude each other: those steps need the whole model.")
-        if not is_count(self.seed, 0):
-            raise UnknownOptionError(f"seed must be a whole number of at least 0, not {self.seed!r}.")
-        least_values = {"iters": 0, "e2e_iters": 0, "batch_size": 1, "gradient_accumulate_steps": 1}
+        least_values = {"seed": 0, "iters": 0, "e2e_iters": 0, "batch_size": 1, "gradient_accumulate_steps": 1}
         for name, least in least_values.items():
             value = getattr(self, name)
             if not is_count(value, least):
@@ -95,7 +93,6 @@ class TuningOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise UnknownOptionError(f"{name} must be a positive number, not {value!r}.")
-
         if self.compute_dtype is not None and not getattr(self.compute_dtype, "is_floating_point", False):
             raise UnknownOptionError(f"compute_dtype must be a torch.dtype of floats, not {self.compute_dtype!r}.")
 
