@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grids: what is stored is what was tuned, at every shape and width; edges; gradients not recorded."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -9,6 +10,7 @@ from auto_round import QuantizationScheme
 from auto_round.data_type.grouping import group_count, group_shape
 from auto_round.errors import SchemeError
 from auto_round_int.asymmetric import IntAsym
+from auto_round_int.grid import Settings, group_range, wide_codes
 from auto_round_int.restricted import IntSymGptq
 from auto_round_int.symmetric import IntSym
 
@@ -59,6 +61,39 @@ def test_codes_decode_to_what_was_tuned(
     assert codes.tensors["scale"].dtype == scale.dtype == scale_dtype
     assert codes.tensors["scale"].numel() == group_count((rows, cols), group_size)[0]
     assert torch.isfinite(rounded).all()
+
+
+@pytest.mark.parametrize("zero_point", [None, 7.0])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_codes_are_rounded_half_to_even_however_far_weights_lie_from_the_grid(zero_point, learnt):
+    """Against numpy's float32 arithmetic and Python's own `round`, which is exact."""
+    near = torch.arange(-40, 40) / 4
+    far = torch.tensor([2.0**22 - 0.5, 2.0**22 + 0.5, 2.0**23 + 1, 1.5 * 2**23, 2.0**24, 3e9, 1e37])
+    wide = torch.cat([near, near.nextafter(torch.tensor(99.0)), near * 0.9999, far, -far]).reshape(1, -1)
+    scale, v = torch.tensor([[0.75]]), torch.linspace(-0.5, 0.5, wide.numel()).reshape(1, -1) if learnt else None
+    zero = 0 if zero_point is None else int(zero_point)
+    quotient = wide.numpy() / scale.numpy() + (v.numpy() if learnt else np.float32(0))
+    expected = [min(max(round(float(q)) + zero, 0), 15) for q in quotient[0]]
+    found = wide_codes(wide, scale, None if zero_point is None else torch.tensor([[zero_point]]), v, 0, 15)
+    assert found[0].tolist() == expected
+    assert not found.signbit().any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cols=st.sampled_from([31, 64, 65, 200]),
+    dtype=st.sampled_from(DTYPES),
+    shift=st.sampled_from([-5.0, 0.0, 5.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_range_of_a_group_is_that_of_its_values_and_zero(cols, dtype, shift, seed):
+    draw = torch.Generator().manual_seed(seed)
+    groups = (torch.randn(7, cols, generator=draw) + shift).to(dtype)
+    groups[0], groups[1], groups[2, ::2] = 0.0, -0.0, torch.finfo(dtype).tiny
+    low, high = group_range(groups, Settings.of(4, -1, torch.float32))
+    wide = groups.float()
+    assert torch.equal(low, wide.min(-1).values.clamp(max=0.0))
+    assert torch.equal(high, wide.max(-1).values.clamp(min=0.0))
 
 
 @EACH

@@ -44,6 +44,15 @@ Factor = torch.Tensor | float
 CHUNK = 1 << 19
 """Weights worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""
 
+WIDE = 64
+"""Numbers in a row from which on looking at them as whole numbers takes less time than widening them."""
+
+WHOLE = 1.5 * 2**23
+"""A number near which float32 holds whole numbers only: adding it rounds half to even, subtracting it is exact.
+
+So it is up to 2^22 on either side; what lies beyond ends up beyond every grid all the same.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Settings:
@@ -185,14 +194,38 @@ def group_range(groups: torch.Tensor, settings: Settings) -> tuple[torch.Tensor,
     """The least and the largest value of each group, zero included: float32 [groups] twice."""
     low, high = settings.tensor_min, settings.tensor_max
     if low is None or high is None:
-        least, most = (torch.empty(len(groups), dtype=torch.float32, device=groups.device) for _ in range(2))
-        for rows, wide in widened(groups):
-            # Only the float32 forms of amin and amax are vectorised, and `aminmax` of a dimension in no dtype.
-            torch.amin(wide, -1, out=least[rows])
-            torch.amax(wide, -1, out=most[rows])
-        low = least.clamp_(max=0.0) if low is None else low
-        high = most.clamp_(min=0.0) if high is None else high
+        halves = groups.dtype.itemsize == 2 and groups.shape[-1] >= WIDE
+        least, most = _range_of_halves(groups) if halves else _range(groups)
+        low = least if low is None else low
+        high = most if high is None else high
     return low.detach().float().reshape(-1), high.detach().float().reshape(-1)
+
+
+def _range(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    least, most = (torch.empty(len(groups), dtype=torch.float32, device=groups.device) for _ in range(2))
+    as_they_are = groups.dtype == torch.float32
+    for rows, wide in ((rows, groups[rows]) for rows in chunks(groups)) if as_they_are else widened(groups):
+        # Only the float32 forms of amin and amax are vectorised, and `aminmax` of a dimension in no dtype.
+        torch.amin(wide, -1, out=least[rows])
+        torch.amax(wide, -1, out=most[rows])
+    return least.clamp_(max=0.0), most.clamp_(min=0.0)
+
+
+def _range_of_halves(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of numbers of 16 bits, in two thirds of the time.
+
+    Read as whole numbers they are a sign and what grows with the magnitude: the largest is that of the positive ones,
+    and with signs turned it is the magnitude of the least.
+    """
+    whole = groups.view(torch.int16)
+    least, most = (torch.empty(len(groups), dtype=torch.int16, device=groups.device) for _ in range(2))
+    place = torch.empty_like(whole[next(chunks(groups), slice(0))])
+    for rows in chunks(groups):
+        torch.amax(whole[rows], -1, out=most[rows])
+        turned = torch.bitwise_xor(whole[rows], -(1 << 15), out=place[: rows.stop - rows.start])
+        torch.amax(turned, -1, out=least[rows])
+    low, high = (end.clamp_(min=0).view(groups.dtype).float() for end in (least, most))
+    return low.neg_(), high
 
 
 def frozen_scales(grid: Grid, low: torch.Tensor, high: torch.Tensor, scheme: QuantizationScheme) -> Scales:
@@ -261,11 +294,14 @@ def wide_codes(
     Returns:
         float32, shaped like `wide`: whole numbers in [low - beyond, high + beyond].
     """
-    codes = wide.div_(scale)
-    if v is not None:
-        codes.add_(v)
-    codes.round_()
-    codes.add_(0.0 if zero_point is None else zero_point)  # also turns -0.0, which no stored code can be, into 0.0
+    # Three passes, or four with an offset, instead of dividing, adding, rounding and adding again: these are what takes
+    # the time of a step. Subtracting leaves no -0.0, which no stored code can be.
+    if v is None:
+        row = torch.full((1, wide.shape[-1]), WHOLE, dtype=torch.float32, device=wide.device)
+        codes = torch.addcdiv(row, wide, scale, out=wide)
+    else:
+        codes = torch.addcdiv(v, wide, scale, out=wide).add_(WHOLE)
+    codes.sub_(WHOLE if zero_point is None else WHOLE - zero_point)
     return codes.clamp_(low - beyond, high + beyond)
 
 
