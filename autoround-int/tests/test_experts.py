@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models with routed experts: mixed widths, and files that load with every expert as it was tuned."""
 
+import json
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, MixtralConfig, Qwen3MoeConfig
 
 from auto_round import AutoRound
 from auto_round_int.integer import IntegerDataType
 
 pytestmark = pytest.mark.slow
 
-CONFIG = Qwen3MoeConfig(
-    vocab_size=60, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
-    num_attention_heads=2, num_key_value_heads=1, head_dim=32, num_experts=4, num_experts_per_tok=2,
-    max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+COMMON = {
+    "vocab_size": 60, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "num_experts_per_tok": 2, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+CONFIGS = {
+    "qwen3_moe": Qwen3MoeConfig(**COMMON, moe_intermediate_size=32, num_experts=4),
+    "mixtral": MixtralConfig(**COMMON, num_local_experts=4),
+}
 IDS = torch.randint(3, 60, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def model_dir(tmp_path):
+def model_dir(tmp_path, request):
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CONFIG).bfloat16().save_pretrained(tmp_path / "model")
+    config = CONFIGS[getattr(request, "param", "qwen3_moe")]
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -39,6 +46,7 @@ def test_experts_get_four_bits_and_the_rest_eight(model_dir, tmp_path):
     assert torch.equal(loaded(IDS).logits, tuned(IDS).logits)
 
 
+@pytest.mark.parametrize("model_dir", CONFIGS, indirect=True)
 @torch.no_grad()
 def test_compressed_experts_load_dequantized(model_dir, tmp_path):
     job = AutoRound(
@@ -49,7 +57,10 @@ def test_compressed_experts_load_dequantized(model_dir, tmp_path):
         loaded = AutoModelForCausalLM.from_pretrained(
             tmp_path / "out", quantization_config=CompressedTensorsConfig(dequantize=True)
         )
+    ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
     for block in range(2):
+        # vLLM has a linear layer there, and would look for its codes.
+        assert f"model.layers.{block}.mlp.gate" in ignored
         name = f"model.layers.{block}.mlp.experts"
         ours, theirs = tuned.get_submodule(name), loaded.get_submodule(name)
         assert torch.equal(ours.joined("gate_up_proj"), theirs.gate_up_proj)

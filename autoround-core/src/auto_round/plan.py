@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
 
 
-RENAMED = "readers know the experts of this model by other names, or in one tensor; format auto_round keeps them apart"
+FUSED = "readers know the experts of this model in one tensor; format auto_round keeps them apart, and fake joins them"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class LayerSpec:
         scale_dtype: dtype in which its scales are stored; the same from the search to the file.
         reason: why it is left alone, "" if it is not.
         expert: whether it belongs to a routed expert.
-        renamed: whether files call it otherwise than the model does, or have it in one tensor with others.
+        fused: whether files have it in one tensor with others.
+        file_name: what files call it, None where that is its own name, or it is fused.
     """
 
     name: str
@@ -74,7 +75,13 @@ class LayerSpec:
     scale_dtype: torch.dtype | None = None
     reason: str = ""
     expert: bool = False
-    renamed: bool = False
+    fused: bool = False
+    file_name: str | None = None
+
+    @property
+    def stored_name(self) -> str:
+        """What runtimes know it by that build their modules after the files."""
+        return self.file_name or self.name
 
     @property
     def quantized(self) -> bool:
@@ -108,12 +115,16 @@ class KeptWeight:
         shape: as stored.
         nbytes: bytes it takes.
         reason: why it stays.
+        linear: whether other libraries may have a linear layer there.
+        file_name: as that of a `LayerSpec`.
     """
 
     name: str
     shape: tuple[int, int]
     nbytes: int
     reason: str
+    linear: bool = False
+    file_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ class Plan:
         layers: every linear layer in the order of the model.
         blocks: names of the blocks in the order they run.
         model_bytes: bytes of all tensors of the model as stored.
-        kept: embeddings, which stay as they are.
+        kept: embeddings and routers, which stay as they are.
         notes: what the user should know and need not mend.
         cache: how keys and values are to be kept, None for as they are.
         config: the model's config object, for formats that ask what kind of model it is; None without one.
@@ -163,6 +174,17 @@ class Plan:
     def quantized(self) -> tuple[LayerSpec, ...]:
         """The layers whose weights change."""
         return tuple(layer for layer in self.layers if layer.quantized)
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """Names of all that a loader may take for a linear layer and that stays as it is.
+
+        Those of modules, and beside them those that files have where these are others: some loaders go by the one, some
+        by the other.
+        """
+        left: list[LayerSpec | KeptWeight] = [layer for layer in self.layers if not layer.quantized]
+        left += [kept for kept in self.kept if kept.linear]
+        return tuple(dict.fromkeys(name for one in left for name in (one.name, one.file_name) if name))
 
     @property
     def output_bytes(self) -> int:
@@ -241,7 +263,7 @@ def make_plan(
         layers=tuple(layers),
         blocks=model.structure.blocks,
         model_bytes=model.model_bytes,
-        kept=tuple(_kept(model, name, shape) for name, shape in model.structure.embeddings),
+        kept=tuple(_kept(model)),
         config=getattr(model.model, "config", None),
         cache=None if cache_data_type is None else _plan_cache(cache_data_type, registry),
     )
@@ -253,7 +275,11 @@ def make_plan(
             problems.append(f"format {output_format.name} cannot hold scales of keys and values: {refusal}.")
     if problems:
         raise PlanError(problems)
-    return dataclasses.replace(plan, notes=tuple(runtime_notes(plan.quantized, formats)))
+    notes = [
+        *runtime_notes(plan.quantized, formats),
+        *(n for output_format in formats for n in output_format.notes(plan)),
+    ]
+    return dataclasses.replace(plan, notes=tuple(notes))
 
 
 def _check_layer_config(layer_config: LayerConfig) -> None:
@@ -287,7 +313,8 @@ def _plan_layer(
     dtype = model.stored_dtype(info.name)
     spec = LayerSpec(
         info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved(),
-        expert=info.name in model.experts, renamed=not model.experts.get(info.name, True),
+        expert=model.is_expert(info.name), fused=model.file_names[info.name] is None,
+        file_name=_other_name(model, info.name),
     )  # fmt: skip
     if not scheme.quantizes_weights:
         return dataclasses.replace(spec, reason="left at full precision on request")
@@ -332,9 +359,21 @@ def _plan_activation(spec: LayerSpec, registry: Registry, *, grouped: bool) -> D
     return data_type
 
 
-def _kept(model: OpenModel, name: str, shape: tuple[int, int]) -> KeptWeight:
-    nbytes = shape[0] * shape[1] * model.stored_dtype(name).itemsize
-    return KeptWeight(name, shape, nbytes, "an embedding: rows are looked up, not multiplied")
+def _kept(model: OpenModel) -> Iterator[KeptWeight]:
+    for name, shape in model.structure.embeddings:
+        nbytes = shape[0] * shape[1] * model.stored_dtype(name).itemsize
+        yield KeptWeight(name, shape, nbytes, "an embedding: rows are looked up, not multiplied")
+    for name, shape in model.structure.matrices:
+        nbytes = shape[0] * shape[1] * model.stored_dtype(name).itemsize
+        kind = type(model.model.get_submodule(name)).__name__
+        reason = f"{kind} is no linear layer, and does more than to multiply"
+        yield KeptWeight(name, shape, nbytes, reason, linear=True, file_name=_other_name(model, name))
+
+
+def _other_name(model: OpenModel, layer: str) -> str | None:
+    """What files call a layer, if that is not what the model calls it."""
+    name = model.file_names[layer]
+    return None if name == layer else name
 
 
 def _plan_cache(data_type: str, registry: Registry) -> CachePlan:
@@ -369,7 +408,8 @@ def _with_format(layer: LayerSpec, formats: Sequence[OutputFormat], refused: dic
         return layer
     wanted: dict[torch.dtype, str] = {}
     for output_format in formats:
-        refusal = RENAMED if layer.renamed and not output_format.own_names else output_format.refuses(layer)
+        held = not layer.fused or output_format.own_names or output_format.joins
+        refusal = output_format.refuses(layer) if held else FUSED
         if refusal:
             refused.setdefault(f"format {output_format.name} cannot hold it: {refusal}", []).append(layer.name)
             continue

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from auto_round import AutoRound
-from auto_round.errors import ModelError, PlanError
+from auto_round.errors import ModelError
 from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
 from auto_round.model.opened import open_model
 
@@ -158,21 +158,3 @@ def test_experts_whose_tensors_would_be_fused_on_loading_are_refused(installed, 
     monkeypatch.setattr("auto_round.inference.packed_linear.PackedLinear.stored_names", ("weight", "scale"))
     with pytest.raises(ModelError, match="does not load single experts whose tensors are called `weight`"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-
-
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
-@pytest.mark.parametrize("source", ["files", "object"])
-def test_experts_that_files_call_otherwise_are_for_formats_that_know(kind, source, installed, tmp_path):
-    model = make(kind).bfloat16()
-    model.save_pretrained(tmp_path / "model")
-    job = AutoRound(tmp_path / "model" if source == "files" else model, scheme="STEPS4", verbose=False)
-    with pytest.raises(PlanError, match="experts.*: format fake cannot hold it: readers know the experts"):
-        job.plan("fake")
-    assert job.plan("auto_round").quantized
-
-
-def test_experts_that_files_call_so_are_for_every_format(installed, tmp_path):
-    make("qwen3_moe").save_pretrained(tmp_path / "model")
-    plan = AutoRound(tmp_path / "model", scheme="STEPS4", verbose=False).plan("fake")
-    assert any(layer.expert for layer in plan.quantized)
-    assert not any(layer.renamed for layer in plan.layers)

@@ -77,5 +77,5 @@ class FineGrained(CheckpointFormat):
             "fmt": "e4m3",
             "activation_scheme": "dynamic",
             "weight_block_size": list(block),
-            "modules_to_not_convert": [layer.name for layer in plan.layers if not layer.quantized],
+            "modules_to_not_convert": list(plan.left_alone),
         }

@@ -63,5 +63,5 @@ class AutoAwqFormat(CheckpointFormat):
             "group_size": next(layer.scheme.group_size for layer in plan.quantized),
             "zero_point": True,
             "version": "gemm",
-            "modules_to_not_convert": [layer.name for layer in plan.layers if not layer.quantized],
+            "modules_to_not_convert": list(plan.left_alone),
         }

@@ -54,13 +54,14 @@ class AutoGptqFormat(CheckpointFormat):
         from auto_round import __version__
 
         ((bits, group_size), _), *_ = Counter(_settings(layer) for layer in plan.quantized).most_common(1)
-        dynamic: dict[str, dict[str, Any]] = {}
-        for layer in plan.layers:
-            pattern = f"^{re.escape(layer.name)}$"
-            if not layer.quantized and layer.block is not None:
-                dynamic[f"-:{pattern}"] = {}
-            elif layer.quantized and _settings(layer) != (bits, group_size):
-                dynamic[f"+:{pattern}"] = dict(zip(("bits", "group_size"), _settings(layer), strict=True))
+        blocks = plan.blocks[0].rpartition(".")[0]
+        left = [name for name in plan.left_alone if name.startswith(f"{blocks}.")]
+        dynamic: dict[str, dict[str, Any]] = {f"-:^{re.escape(name)}$": {} for name in left}
+        for layer in plan.quantized:
+            if _settings(layer) != (bits, group_size):
+                for name in (layer.name, layer.stored_name):
+                    settings = dict(zip(("bits", "group_size"), _settings(layer), strict=True))
+                    dynamic[f"+:^{re.escape(name)}$"] = settings
         config: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": bits,
@@ -73,7 +74,7 @@ class AutoGptqFormat(CheckpointFormat):
         }
         if dynamic:
             config["dynamic"] = dynamic
-        if any(name.startswith("-:") for name in dynamic):
+        if any(layer.block is not None and not layer.quantized for layer in plan.layers):
             config["modules_in_block_to_quantize"] = [[layer.name for layer in plan.quantized if layer.block]]
         return config
 

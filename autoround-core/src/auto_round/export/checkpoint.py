@@ -58,11 +58,13 @@ class CheckpointExporter:
     def tensors(self, result: LayerResult) -> Iterable[tuple[str, torch.Tensor]]:
         """What can be written now that one more layer is finished, by full name."""
         packed = self._format.pack(result)
-        return ((f"{result.layer.name}.{name}", tensor) for name, tensor in packed.items())
+        layer = result.layer.name if self._format.own_names else result.layer.stored_name
+        return ((f"{layer}.{name}", tensor) for name, tensor in packed.items())
 
     def rest(self) -> Iterable[tuple[str, torch.Tensor]]:
         """What is left to write when all layers are finished, by full name."""
-        return self.model.other_tensors({layer.name for layer in self.plan.quantized})
+        quantized = {layer.name for layer in self.plan.quantized}
+        return self.model.other_tensors(quantized, own_names=self._format.own_names)
 
     def add(self, result: LayerResult) -> None:
         for name, tensor in self.tensors(result):

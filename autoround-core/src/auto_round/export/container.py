@@ -35,6 +35,13 @@ class AutoRoundFormat(ContainerFormat):
         chosen = super().candidates()
         return chosen if self.only is not None else [*chosen, NamedCodes(self.plugins)]
 
+    def notes(self, plan: Plan) -> list[str]:
+        renamed = next((layer for layer in plan.quantized if layer.expert and (layer.fused or layer.file_name)), None)
+        if renamed is None:
+            return []
+        known = "in one tensor for all" if renamed.fused else f"as {renamed.file_name}"
+        return [f"format {self.name} keeps {renamed.name} so, which only transformers reads: others know it {known}."]
+
     def quantization_config(self, plan: Plan) -> dict[str, Any]:
         """The common scheme at the top, layers that differ below `extra_config`, and who made what."""
         from auto_round import __version__
@@ -44,13 +51,11 @@ class AutoRoundFormat(ContainerFormat):
         top = next(s for s in settings.values() if not common or str(s) == common[0][0])
         extra = {}
         for layer in plan.layers:
-            if layer.quantized and settings[layer.name] != top:
-                extra[layer.name] = settings[layer.name]
-            elif not layer.quantized and layer.block is not None:
-                extra[layer.name] = {"bits": 16, "data_type": "float"}
-            elif layer.quantized and layer.block is None:
+            if (layer.quantized and settings[layer.name] != top) or (layer.quantized and layer.block is None):
                 extra[layer.name] = settings[layer.name]
         blocks = plan.blocks[0].rpartition(".")[0]
+        left = (name for name in plan.left_alone if name.startswith(f"{blocks}."))
+        extra |= {name: {"bits": 16, "data_type": "float"} for name in left}
         group_size = top.get("group_size")
         if group_size == 0 or isinstance(group_size, list):
             # transformers refuses these at the top, before any loader is asked, and looks at nothing below.

@@ -39,8 +39,10 @@ class OutputFormat(ABC):
     Attributes:
         name: what `--format` takes.
         summary: one line for listings.
-        own_names: whether its files are read under the names of the model's modules, or it finds names itself; other
-            formats cannot hold experts that files call otherwise.
+        own_names: whether its files are read under the names of the model's modules, or it finds names itself. Those
+            of other formats are read as the model's own files are, under the names that these have.
+        joins: whether it writes experts in one tensor where the model's own files have them so; other formats without
+            names of their own cannot hold those.
         registry: the plugins it may ask for packings; set by the registry that loads the format, None means the
             process-wide one.
     """
@@ -48,6 +50,7 @@ class OutputFormat(ABC):
     name: str
     summary: str = ""
     own_names: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
     registry: Registry | None = None
 
     @property
@@ -63,6 +66,10 @@ class OutputFormat(ABC):
 
     def refuses_plan(self, plan: Plan) -> list[str]:
         """What stands against the plan as a whole (a mixture, an architecture); asked before any work."""
+        return []
+
+    def notes(self, plan: Plan) -> list[str]:
+        """What a user should know of such a plan in this format and need not mend; told before any work."""
         return []
 
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:

@@ -37,6 +37,13 @@ class LLMCompressorFormat(ContainerFormat):
             return "compressed-tensors knows linear layers that keep weights as [out, in] only."
         return super().refuses(layer)
 
+    def notes(self, plan: Plan) -> list[str]:
+        left = next(
+            (layer.name for layer in plan.layers if layer.expert and not layer.fused and not layer.quantized), None
+        )
+        told = "transformers 5.23 does not read experts that are left alone beside quantized layers in format"
+        return [] if left is None else [f"{told} {self.name}, {left} first; vLLM does, and format auto_round loads."]
+
     def quantization_config(self, plan: Plan) -> dict[str, Any]:
         from auto_round import __version__
 
@@ -44,7 +51,8 @@ class LLMCompressorFormat(ContainerFormat):
         for layer in plan.quantized:
             assert layer.data_type is not None
             described = self.packing(layer).describe(layer.data_type.name, layer.scheme)
-            groups.setdefault(json.dumps(described, sort_keys=True), (described, []))[1].append(layer.name)
+            names = groups.setdefault(json.dumps(described, sort_keys=True), (described, []))[1]
+            names += dict.fromkeys((layer.name, layer.stored_name))
         formats = {str(described["format"]) for described, _ in groups.values()}
         config_groups = {
             f"group_{index}": {
@@ -63,7 +71,7 @@ class LLMCompressorFormat(ContainerFormat):
             "quantization_status": "compressed",
             "format": formats.pop() if len(formats) == 1 else MIXED,
             "config_groups": config_groups,
-            "ignore": [layer.name for layer in plan.layers if not layer.quantized],
+            "ignore": list(plan.left_alone),
             "kv_cache_scheme": cache,
             "provider": "auto-round",
             "autoround_version": __version__,

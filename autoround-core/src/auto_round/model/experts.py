@@ -8,7 +8,7 @@ are views of the parameters; nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,16 +81,25 @@ class SplitExperts(nn.Module):
         result: torch.Tensor = expert.down_proj(x)
         return result
 
-    def joined(self, name: str) -> torch.Tensor:
-        """A parameter as the model kept it: one of `fused_names`, [experts, ...]."""
+    def layers(self) -> list[str]:
+        """Names of the linear layers below this module, expert by expert."""
+        return [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
+
+    def joined(self, name: str, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """A parameter as the model kept it: one of `fused_names`, [experts, ...].
+
+        Args:
+            weights: to be taken instead of those that layers have, by the layers' names.
+        """
         leaf, attribute = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
-        experts = [self.get_submodule(str(index)) for index in range(self.num_experts)]
-        if hasattr(experts[0], leaf):
-            each = [getattr(getattr(expert, leaf), attribute) for expert in experts]
-        else:
-            halves = ("gate_proj", "up_proj")
-            each = [torch.cat([getattr(getattr(e, half), attribute) for half in halves]) for e in experts]
-        stacked = torch.stack([tensor.detach() for tensor in each])
+        instead = (weights or {}) if attribute == "weight" else {}
+        parts = (leaf,) if hasattr(self.get_submodule("0"), leaf) else ("gate_proj", "up_proj")
+        each = []
+        for index in range(self.num_experts):
+            layers = [f"{index}.{part}" for part in parts]
+            tensors = [instead[n] if n in instead else getattr(self.get_submodule(n), attribute) for n in layers]
+            each.append(torch.cat([tensor.detach() for tensor in tensors]) if len(parts) > 1 else tensors[0].detach())
+        stacked = torch.stack(each)
         return stacked.transpose(1, 2).contiguous() if self._transposed and attribute == "weight" else stacked
 
 

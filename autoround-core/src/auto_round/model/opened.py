@@ -16,6 +16,7 @@ from torch import nn
 
 from auto_round.errors import ModelError
 from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
+from auto_round.model.file_names import as_in_files, file_names
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.shared_inputs import find_shared_inputs
@@ -27,7 +28,6 @@ from auto_round.model.weights import (
     PartLoader,
     Target,
     build,
-    expert_layers,
     find_targets,
     first_line,
 )
@@ -79,9 +79,11 @@ class OpenModel:
         return {name: group for group in groups for name in group}
 
     @functools.cached_property
-    def experts(self) -> dict[str, bool]:
-        """The linear layers of routed experts, and whether files have each under its own name."""
-        return expert_layers(self.model)
+    def file_names(self) -> dict[str, str | None]:
+        """What files call each linear layer, and what else has a matrix; None for parts of a larger tensor."""
+        layers = [info.name for info in self.structure.linears]
+        layers += [name for name, _ in self.structure.matrices]
+        return file_names(self.model, layers, self.targets if self.directory is not None else None)
 
     @property
     def model_bytes(self) -> int:
@@ -92,11 +94,19 @@ class OpenModel:
 
     def stored_dtype(self, layer: str) -> torch.dtype:
         """Dtype in which a layer's weight is stored."""
-        stored = self.headers.get(f"{layer}.weight") or self._fused_with(layer)
+        stored = self.headers.get(self._file_name(layer)) or self._fused_with(layer)
         if stored is not None:
             return stored.dtype
         weight: torch.Tensor = self.model.get_submodule(layer).weight
         return weight.dtype
+
+    def is_expert(self, layer: str) -> bool:
+        """Whether a linear layer belongs to a routed expert."""
+        return layer.count(".") > 1 and isinstance(self.model.get_submodule(layer.rsplit(".", 2)[0]), SplitExperts)
+
+    def _file_name(self, layer: str) -> str:
+        """What files call a layer's weight, where they have it alone."""
+        return f"{self.file_names.get(layer) or layer}.weight"
 
     def _fused_with(self, layer: str) -> StoredTensor | None:
         """A stored tensor that holds all experts' layers of one kind, a layer's own among them."""
@@ -192,8 +202,8 @@ class OpenModel:
             ModelError: as `bring`.
         """
         if not keep and self._read_directly(names):
-            read = dict(self._read_linears([f"{name}.weight" for name in names]))
-            return {name: read[f"{name}.weight"] for name in names}
+            read = dict(self._read_linears([self._file_name(name) for name in names]))
+            return {name: read[self._file_name(name)] for name in names}
         blocks = {info.block for info in self.structure.linears if info.name in set(names)}
         for part in self.structure.blocks:
             if not keep and part not in blocks:
@@ -228,15 +238,15 @@ class OpenModel:
 
     def _stored_as_it_is(self, layer: str) -> bool:
         """Whether files have the weight of a linear layer under its own name, and nothing is done to it on loading."""
-        name = f"{layer}.weight"
-        target = self.targets.get(name)
+        name, stored = f"{layer}.weight", self._file_name(layer)
+        target = self.targets.get(stored)
         if target is None or any(kept in name for kept in self.model._get_dtype_plan(self._load_dtype())):  # noqa: SLF001 - see `PartLoader`
             return False
-        if target.alone or "." not in layer:
+        if target.alone:
             return target == Target(name, alone=True)
         # Experts that the model keeps in one tensor are taken out of it as they were stored.
-        experts, module = self.model.get_submodule(layer.rsplit(".", 2)[0]), self.model.get_submodule(layer)
-        return isinstance(experts, SplitExperts) and self.headers[name].shape == tuple(module.weight.shape)
+        shape = tuple(self.model.get_submodule(layer).weight.shape)
+        return self.is_expert(layer) and self.headers[stored].shape == shape
 
     def release(self, part: str) -> None:
         """Let go of the weights of a block that can be read again."""
@@ -263,34 +273,45 @@ class OpenModel:
             linear.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
             self.model.config.tie_word_embeddings = False
 
-    def other_tensors(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    def other_tensors(self, layers: set[str], *, own_names: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that is not the weight of one of these layers, as it is stored, but for what has `changed`.
 
-        With files they come from the files, so that nothing a model class ignores is lost; where these have quantized
-        layers under other names, from the model, a part at a time.
+        With files they come from the files, so that nothing a model class ignores is lost; where these have not each of
+        the layers under the name it is wanted by, from the model, a part at a time.
+
+        Args:
+            own_names: by which layers are wanted: the names of the model's modules, or those that files have.
         """
-        weights = {f"{layer}.weight" for layer in layers}
-        tied = {f"{info.name}.weight" for info in self.structure.linears if info.tied}
-        if self.headers and weights - tied <= set(self.headers):
+        tied = {info.name for info in self.structure.linears if info.tied}
+        named = {layer: layer if own_names else self.file_names[layer] for layer in layers}
+        if self.headers and all(f"{name}.weight" in self.headers for layer, name in named.items() if layer not in tied):
+            weights = {f"{name}.weight" for name in named.values()}
             wanted = {name: header for name, header in self.headers.items() if name not in weights}
             for name, tensor in self.reader.read_all(wanted, self.stored, self.dtype):
-                yield name, self.changed[name].to(tensor.dtype) if name in self.changed else tensor
+                target = self.targets.get(name, Target(name, alone=True))
+                changed = self.changed.get(target.name) if target.alone else None
+                yield name, tensor if changed is None else changed.to(tensor.dtype)
             return
         for part in (OUTSIDE, *self.structure.blocks):
             with self.brought(part):
-                yield from self._other_tensors_of(part, weights)
+                yield from self._other_tensors_of(part, layers, own_names=own_names)
 
-    def _other_tensors_of(self, part: str, weights: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        done, prefix = weights | _tied_names(self.model), f"{part}." if part else ""
+    def _other_tensors_of(self, part: str, layers: set[str], *, own_names: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        done = {f"{layer}.weight" for layer in layers} | _tied_names(self.model)
+        names = {} if own_names else {layer: name for layer, name in self.file_names.items() if name is not None}
+        prefix = f"{part}." if part else ""
         module = self.model.get_submodule(part)
-        inner = {name.removesuffix(".weight").removeprefix(prefix) for name in weights if name.startswith(prefix)}
+        apart = layers | {name for name in names if self.is_expert(name)}
+        inner = {name.removeprefix(prefix) for name in apart if name.startswith(prefix)}
         for name, tensor, covered in fused_tensors(module, inner) if part else ():
             done |= {prefix + name for name in covered}
-            yield prefix + name, tensor
+            found = {prefix + name: tensor}
+            yield from found.items() if own_names else as_in_files(self.model, found)
         blocks = tuple(f"{block}." for block in self.structure.blocks)
         for name, tensor in module.state_dict(prefix=prefix).items():
             if name not in done and (part or not name.startswith(blocks)):
-                yield name, self.changed.get(name, tensor)
+                of, _, leaf = name.rpartition(".")
+                yield f"{names.get(of, of)}.{leaf}".removeprefix("."), self.changed.get(name, tensor)
 
 
 def open_model(

@@ -45,11 +45,13 @@ class Structure:
     blocks: names of the repeated blocks, in the order they run.
     linears: every linear layer, in the order of the model.
     embeddings: name and shape of every embedding, [rows, features].
+    matrices: name and shape of what else has a matrix as its weight, as routers of experts have.
     """
 
     blocks: tuple[str, ...]
     linears: tuple[LinearInfo, ...]
     embeddings: tuple[tuple[str, tuple[int, int]], ...] = ()
+    matrices: tuple[tuple[str, tuple[int, int]], ...] = ()
 
     @property
     def block_list(self) -> str:
@@ -75,7 +77,7 @@ def find_structure(model: nn.Module) -> Structure:
     blocks = tuple(f"{list_name}.{index}" for index in range(len(block_list)))
     embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
     shapes = tuple((name, (m.num_embeddings, m.embedding_dim)) for name, m in embeddings)
-    return Structure(blocks, tuple(_describe(model, blocks)), shapes)
+    return Structure(blocks, tuple(_describe(model, blocks)), shapes, tuple(_matrices(model)))
 
 
 def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
@@ -89,6 +91,13 @@ def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
 
 def _linears(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D))
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")  # noqa: SLF001 - `weight` may be computed from others
+        if weight is not None and weight.dim() == 2 and not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            yield name, (weight.shape[0], weight.shape[1])
 
 
 def _describe(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[LinearInfo]:

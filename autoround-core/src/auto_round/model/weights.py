@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from torch import nn
 
 from auto_round.errors import ModelError
-from auto_round.model.experts import SplitExperts, split_experts
+from auto_round.model.experts import split_experts
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, StoredFiles, WeightReader
 
 if TYPE_CHECKING:
     from auto_round.model.source import StoredTensor
 
-__all__ = ["BUILDING", "OUTSIDE", "PartLoader", "Target", "build", "expert_layers", "find_targets", "first_line"]
+__all__ = ["BUILDING", "OUTSIDE", "PartLoader", "Target", "build", "find_targets", "first_line"]
 
 OUTSIDE = ""
 """The part that is everything outside the blocks."""
@@ -86,27 +86,6 @@ def find_targets(model: Any, headers: Mapping[str, StoredTensor]) -> dict[str, T
     becomes = {target.name for target in targets.values()}
     _check_missing(model, expected.keys() - becomes - _made_beside(converters, becomes, expected))
     return targets
-
-
-def expert_layers(model: Any) -> dict[str, bool]:
-    """The linear layers of routed experts that were taken apart, and whether files have each under its own name.
-
-    Files of some models call them otherwise, or have them in one tensor: transformers tells, by what it makes its
-    parameters of.
-    """
-    from transformers.core_model_loading import WeightConverter
-
-    layers = [
-        f"{name}.{inner}"
-        for name, module in model.named_modules()
-        if isinstance(module, SplitExperts)
-        for inner, part in module.named_modules()
-        if isinstance(part, nn.Linear)
-    ]
-    converters = [c for c in _conversions(model) if isinstance(c, WeightConverter)] if layers else []
-    sources = [source for converter in converters for source in converter.source_patterns]
-    patterns = [re.compile(re.escape(source).replace(r"\*", r"\d+") + "$") for source in sources]
-    return {layer: any(p.search(f"{layer}.weight") for p in patterns) for layer in layers}
 
 
 def _check_missing(model: Any, missing: Iterable[str]) -> None:

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files are written under the names that the model's own files have, as transformers writes them."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GraniteMoeConfig,
+    MixtralConfig,
+    PhimoeConfig,
+    Qwen3MoeConfig,
+)
+
+from auto_round import AutoRound
+from auto_round.errors import PlanError
+from auto_round.model.experts import SplitExperts
+
+pytestmark = pytest.mark.slow
+
+COMMON = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "num_experts_per_tok": 2, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+CONFIGS = {
+    "qwen3_moe": Qwen3MoeConfig(**COMMON, moe_intermediate_size=16, num_experts=4),
+    "mixtral": MixtralConfig(**COMMON, num_local_experts=4),
+    "phimoe": PhimoeConfig(**COMMON, num_local_experts=4),
+    "granitemoe": GraniteMoeConfig(**COMMON, num_local_experts=4),
+    "gpt_oss": GptOssConfig(**COMMON, num_local_experts=4, rope_parameters=YARN),
+}
+FUSED = ["granitemoe", "gpt_oss"]
+ROUND = {"scheme": "STEPS4", "iters": 0, "disable_opt_rtn": True, "verbose": False}
+
+
+@pytest.fixture
+def original(request, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[request.param]).bfloat16().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def tensors_of(directory):
+    return load_file(directory / "model.safetensors")
+
+
+def parameter_of(model, name):
+    """A parameter of a model whose experts may be taken apart."""
+    module, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module)
+    return module.joined(leaf) if isinstance(module, SplitExperts) else getattr(module, leaf)
+
+
+@pytest.mark.parametrize("original", CONFIGS, indirect=True)
+@pytest.mark.parametrize("source", ["files", "a block at a time", "object"])
+@pytest.mark.parametrize("but", ["all", "an expert", "a block"])
+@torch.no_grad()
+def test_weights_at_full_precision_are_written_as_transformers_writes_them(original, source, but, installed, tmp_path):
+    """Names and shapes; loaded again, they are the weights of the model that was rounded in memory."""
+    experts = next(layer.name for layer in AutoRound(original, **ROUND).plan().layers if layer.expert).rsplit(".", 2)[0]
+    left = {"all": None, "an expert": f"{experts}.1", "a block": "layers.1"}[but]
+    options = ROUND | ({} if left is None else {"layer_config": {left: {"bits": 16}}})
+    rounded, _ = AutoRound(original, **options).quantize(format="fake")
+    model = AutoModelForCausalLM.from_pretrained(original, dtype="auto") if source == "object" else original
+    job = AutoRound(model, low_cpu_mem_usage=source == "a block at a time", **options)
+    job.quantize_and_save(tmp_path / "out", format="fake")
+    before, after = tensors_of(original), tensors_of(tmp_path / "out")
+    assert {name: tensor.shape for name, tensor in before.items()} == {n: t.shape for n, t in after.items()}
+    loaded, told = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, parameter_of(rounded, name)), name
+
+
+@pytest.mark.parametrize("original", CONFIGS, indirect=True)
+def test_a_plan_knows_what_files_have(original, installed):
+    plan = AutoRound(original, **ROUND).plan("fake")
+    stored = tensors_of(original)
+    for layer in plan.layers:
+        assert layer.fused != (f"{layer.stored_name}.weight" in stored)
+        assert layer.fused <= layer.expert
+    others = stored.keys() - {f"{layer.stored_name}.weight" for layer in plan.quantized}
+    named = (name for name in others if name.endswith(".weight") and "embed" not in name)
+    linear = {name.removesuffix(".weight") for name in named if stored[name].dim() == 2}
+    assert len(linear) == 3  # the routers of two blocks, and the output layer
+    assert linear <= set(plan.left_alone)
+
+
+@pytest.mark.parametrize("original", FUSED, indirect=True)
+@pytest.mark.parametrize("source", ["files", "object"])
+def test_experts_that_files_have_in_one_tensor_are_for_formats_that_know(original, source, installed):
+    model = AutoModelForCausalLM.from_pretrained(original) if source == "object" else original
+    job = AutoRound(model, **ROUND)
+    with pytest.raises(PlanError, match="experts.*: format llm_compressor cannot hold it: readers know the experts"):
+        job.plan("llm_compressor")
+    assert job.plan("auto_round").quantized
