@@ -190,10 +190,13 @@ def vllm(session: nox.Session) -> None:
         for case in nox.project.load_toml(file)["case"]
     ]
     for case in cases:
-        output, formats = temporary / case["name"], case["formats"]
+        output, formats, model = temporary / case["name"], case["formats"], MODEL
         shutil.rmtree(output, ignore_errors=True)
+        if "experts" in case:
+            model = str(temporary / case["experts"])
+            session.run("python", "autoround-core/acceptance/random_experts.py", case["experts"], MODEL, model)
         session.run(
-            *("auto-round", "quantize", MODEL, *case["options"], "--format", ",".join(formats)),
+            *("auto-round", "quantize", model, *case["options"], "--format", ",".join(formats)),
             *("--iters", "0", "--nsamples", "32", "--seqlen", "256", "--dataset", f"{TEXTS}/peps-calib.txt"),
             *("--output", str(output)),
             env=OFFLINE,

@@ -14,6 +14,7 @@ from auto_round import AutoRound, QuantizationScheme
 from auto_round.errors import ModelError, OutputError, PlanError, SchemeError, UnknownNameError, UnknownOptionError
 from auto_round.inference.convert_model import convert_hf_model
 from auto_round.inference.packed_linear import PackedLinear
+from auto_round.plugins import Registry
 from auto_round.tuning import signround
 
 from .conftest import make_model, make_tokenizer
@@ -183,6 +184,16 @@ def load(directory, registry):
     return model
 
 
+def test_loaded_models_can_be_pickled(model_dir, installed, tokens, tmp_path):
+    AutoRound(model_dir, scheme="STEPS4", dataset=tokens, iters=0, **RUN).quantize_and_save(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    again = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
+    with pytest.raises(TypeError, match="registry of one's own"):
+        pickle.dumps(Registry(entry_points=False))
+
+
 def test_the_same_seed_gives_the_same_bytes(model_dir, registry, tokens, tmp_path):
     files = []
     for name in ("a", "b"):
@@ -267,6 +278,26 @@ def test_unknown_options_are_errors_with_the_nearest_name(model_dir, registry):
         AutoRound(model_dir, scheme="STEPS4", registry=registry, batchsize=4)
     with pytest.raises(UnknownOptionError, match="group_size"):
         QuantizationScheme.from_dict({"groupsize": 3})
+
+
+def test_words_of_existing_scripts_are_understood(model_dir, registry, tokens, tmp_path):
+    options = {"dataset": tokens, "nsamples": 4, "seqlen": 16, "iters": 1, "verbose": False, "registry": registry}
+    fields = {"bits": 4, "data_type": "steps", "group_size": 16}
+    job = AutoRound(model_dir, scheme=fields, low_gpu_mem_usage=True, **options)
+    job.quantize()
+    job.save_quantized(tmp_path / "one", format="auto_round", inplace=True)
+    AutoRound(model_dir, **fields, **options).quantize_and_save(tmp_path / "two", inplace=False)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(UnknownOptionError, match="group_sise"):
+        AutoRound(model_dir, scheme={"group_sise": 16}, **options)
+    with pytest.raises(UnknownOptionError, match="off the device"):
+        AutoRound(model_dir, scheme=fields, low_gpu_mem_usage=True, activations="device", **options)
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    with pytest.raises(UnknownOptionError, match="changed in place"):
+        AutoRound(model, scheme=fields, **options).quantize_and_save(tmp_path / "three", inplace=False)
+    assert not (tmp_path / "three").exists()
 
 
 def test_a_plan_that_changes_nothing_is_an_error(model_dir, registry, tokens):

@@ -213,6 +213,13 @@ def test_what_cannot_be_is_refused(data_type):
         data_type.encode(torch.ones(1, 32), scheme_of(data_type), maxscale=1.0)
 
 
+@pytest.mark.parametrize("data_type", [IntSym(), IntSymGptq()], ids=lambda d: d.name)
+def test_what_is_symmetric_is_not_taken_for_something_else(data_type):
+    scheme = QuantizationScheme(4, 32, sym=False, data_type=data_type.name)
+    assert "int_asym" in data_type.supports(scheme, (8, 64))
+    assert data_type.supports(scheme.replace(sym=True), (8, 64)) is None
+
+
 @EACH
 def test_activations_of_any_rank_are_rounded_row_by_row(data_type):
     hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(3))

@@ -65,7 +65,8 @@ class AutoRound:
     Args:
         model: a directory, a hub id, or a model object, which is then changed in place.
         tokenizer: needed for a model object when calibration data is text; a directory brings its own.
-        scheme: name of a scheme or a `QuantizationScheme`; any of its fields may be given as keyword and wins.
+        scheme: name of a scheme, a `QuantizationScheme` or a mapping of its fields, any of which may be given as
+            keyword and wins.
         layer_config: layers to treat differently, see `auto_round.selectors` for what a key means.
         dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
         e2e_nsamples: how much of it for steps of all blocks together (`e2e_iters`), which learn few samples by heart;
@@ -84,6 +85,7 @@ class AutoRound:
         restart: forget what an earlier run left in the output's place.
         activations: where those between blocks live, "disk", "cpu" or "device"; on disk by default where a journal is
             kept, which has a copy of them in any case, and in the CPU's memory otherwise. Results do not depend on it.
+        low_gpu_mem_usage: an older name for activations that are not on the device, as they are not by default.
         workers: where no data flows, sets of layers that are rounded at once; as many as there are threads if None.
         verbose: show progress on standard error.
         options: fields of `TuningOptions` (iters, lr, batch_size, seed, ...) and of `QuantizationScheme` (bits,
@@ -100,7 +102,7 @@ class AutoRound:
         model: str | os.PathLike[str] | nn.Module,
         tokenizer: Any = None,
         *,
-        scheme: str | QuantizationScheme | None = None,
+        scheme: str | QuantizationScheme | Mapping[str, Any] | None = None,
         layer_config: LayerConfig | None = None,
         dataset: Any = None,
         nsamples: int = 128,
@@ -118,6 +120,7 @@ class AutoRound:
         resume: bool = True,
         restart: bool = False,
         activations: str | None = None,
+        low_gpu_mem_usage: bool = False,
         workers: int | None = None,
         verbose: bool = True,
         **options: Any,
@@ -150,6 +153,8 @@ class AutoRound:
             raise UnknownOptionError("e2e_nsamples is for steps of all blocks together: say how many with e2e_iters.")
         if activations not in (None, *ACTIVATIONS):
             raise UnknownOptionError(f"activations must be {', '.join(ACTIVATIONS)} or None, not {activations!r}.")
+        if low_gpu_mem_usage and activations == "device":
+            raise UnknownOptionError("low_gpu_mem_usage keeps activations off the device, and activations is 'device'.")
         self.activations = activations
         self.workers = workers_wanted(workers)
         self.verbose = verbose
@@ -220,9 +225,15 @@ class AutoRound:
         return self.model, {layer.name: layer.scheme.to_dict() for layer in self._plan.layers}
 
     def save_quantized(
-        self, output_dir: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT_FORMAT
+        self,
+        output_dir: str | os.PathLike[str],
+        format: str | Sequence[str] = DEFAULT_FORMAT,
+        inplace: bool = True,
     ) -> list[str]:
         """Write what `quantize` made.
+
+        Args:
+            inplace: for scripts that say it: nothing of the model changes here, either way.
 
         Returns:
             the directories written, one per format.
@@ -253,11 +264,17 @@ class AutoRound:
         return [str(folder) for folder in folders]
 
     def quantize_and_save(
-        self, output_dir: str | os.PathLike[str] = "tmp_autoround", format: str | Sequence[str] = DEFAULT_FORMAT
+        self,
+        output_dir: str | os.PathLike[str] = "tmp_autoround",
+        format: str | Sequence[str] = DEFAULT_FORMAT,
+        inplace: bool = True,
     ) -> tuple[Any, list[str]]:
         """Quantize and write each block as soon as it is done.
 
         Until it is complete, what is finished lies in `<output_dir>.unfinished`; the same call goes on from there.
+
+        Args:
+            inplace: a model object is changed in place, and there is no other way with one.
 
         Returns:
             the model and the directories written, one per format. With `low_cpu_mem_usage`, or among several processes,
@@ -267,6 +284,8 @@ class AutoRound:
             AutoRoundError: of the kind that says what went wrong; no output directory is left then, and of an
                 unfinished one only what the same call can go on from.
         """
+        if not inplace and isinstance(self._source, nn.Module):
+            raise UnknownOptionError("a model object is changed in place: give a path instead of it, or a copy.")
         formats = formats_to_write(self.registry, format)
         self._begin_anew()
         self._run(self._make_plan(formats), formats, Path(output_dir))

@@ -180,11 +180,14 @@ class Plan:
         """Names of all that a loader may take for a linear layer and that stays as it is.
 
         Those of modules, and beside them those that files have where these are others: some loaders go by the one, some
-        by the other.
+        by the other. Experts that all are left alone are also named together.
         """
         left: list[LayerSpec | KeptWeight] = [layer for layer in self.layers if not layer.quantized]
         left += [kept for kept in self.kept if kept.linear]
-        return tuple(dict.fromkeys(name for one in left for name in (one.name, one.file_name) if name))
+        names = [name for one in left for name in (one.name, one.file_name) if name]
+        experts = {_above(name) for layer in self.layers if layer.expert for name in (layer.name, layer.stored_name)}
+        experts -= {_above(name) for layer in self.quantized for name in (layer.name, layer.stored_name)}
+        return tuple(dict.fromkeys([*names, *sorted(experts)]))
 
     @property
     def output_bytes(self) -> int:
@@ -202,8 +205,13 @@ class Plan:
         return 8 * sum(layer.nbytes for layer in self.quantized) / count if count else 0.0
 
 
+def _above(expert_layer: str) -> str:
+    """The name of all experts together: `mlp.experts` of `mlp.experts.3.up_proj`."""
+    return ".".join(expert_layer.split(".")[:-2])
+
+
 def choose_scheme(
-    registry: Registry, scheme: str | QuantizationScheme | None, overrides: Mapping[str, Any]
+    registry: Registry, scheme: str | QuantizationScheme | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> tuple[str, QuantizationScheme]:
     """The scheme a user means by a name, some fields, or both; and what to call it.
 
@@ -221,8 +229,10 @@ def choose_scheme(
         chosen = registry.scheme(name)
     elif isinstance(scheme, QuantizationScheme):
         chosen, name = scheme, ""
+    elif isinstance(scheme, Mapping):
+        chosen, name = QuantizationScheme().replace(**scheme), ""
     else:
-        raise SchemeError(f"scheme must be a name or a QuantizationScheme, not {type(scheme).__name__}.")
+        raise SchemeError(f"scheme must be a name, a QuantizationScheme or its fields, not {type(scheme).__name__}.")
     changed = chosen.replace(**overrides)
     told = ", ".join(f"{key}={value}" for key, value in overrides.items())
     return " ".join(part for part in (name, f"({told})" if told else "") if part) or str(changed.data_type), changed

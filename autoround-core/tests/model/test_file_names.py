@@ -92,6 +92,16 @@ def test_a_plan_knows_what_files_have(original, installed):
     assert linear <= set(plan.left_alone)
 
 
+@pytest.mark.parametrize("original", ["mixtral"], indirect=True)
+def test_experts_that_all_are_left_alone_are_named_together(original, installed):
+    """vLLM asks by the name of all of them whether they are quantized."""
+    left = AutoRound(original, **ROUND, layer_config={"layers.1.mlp.experts": {"bits": 16}}).plan("fake").left_alone
+    assert {"model.layers.1.mlp.experts", "model.layers.1.block_sparse_moe.experts"} <= set(left)
+    left = AutoRound(original, **ROUND, layer_config={"layers.1.mlp.experts.0": {"bits": 16}}).plan("fake").left_alone
+    assert "model.layers.1.mlp.experts.0.up_proj" in left
+    assert "model.layers.1.mlp.experts" not in left
+
+
 @pytest.mark.parametrize("original", FUSED, indirect=True)
 @pytest.mark.parametrize("source", ["files", "object"])
 def test_experts_that_files_have_in_one_tensor_are_for_formats_that_know(original, source, installed):

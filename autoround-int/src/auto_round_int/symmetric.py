@@ -139,6 +139,11 @@ class IntSym(IntegerDataType):
     candidates = staticmethod(candidates)
     """Scales that `search` tries for the groups of a trial, with that many bits."""
 
+    def supports(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:
+        if not scheme.sym:
+            return f"{self.name} is symmetric; sym=False is for data type int_asym"
+        return super().supports(scheme, shape)
+
     def quant_tensor(
         self,
         tensor: torch.Tensor,

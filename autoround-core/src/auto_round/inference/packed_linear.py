@@ -56,7 +56,7 @@ class PackedLinear(nn.Module):
             self._names.append(name)
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype) if bias else None)
         self._decoded: torch.Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.register_load_state_dict_post_hook(_forget)
 
     bias: torch.Tensor | None
 
@@ -132,3 +132,7 @@ class PackedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"data_type={self.data_type.name}, packing={self.packing.name}"
         )
+
+
+def _forget(module: PackedLinear, _: object) -> None:
+    module.forget()

@@ -58,6 +58,16 @@ class Registry:
         """
         self._plugins = Holdings(entry_points=entry_points, allow=allow, block=block, script=script, path=path)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, the registry of a process is that of the process which reads it; one of one's own stays where it is.
+
+        Raises:
+            TypeError: it is one of those.
+        """
+        if self is not default_registry():
+            raise TypeError("a registry of one's own cannot be pickled, nor can models that were loaded with it.")
+        return default_registry, ()
+
     def scheme(self, name: str) -> QuantizationScheme:
         """The scheme of a name."""
         found: QuantizationScheme = self._claim("scheme", name).thing
