@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Llama4TextConfig
 
 from auto_round import AutoRound, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type import Runtime
@@ -25,6 +25,21 @@ def test_every_linear_layer_is_told_with_its_reason(model_dir, registry):
     assert (head.name, head.quantized) == ("lm_head", False)
     assert "outside the blocks" in head.reason
     assert all(layer.scale_dtype is None for layer in made.quantized)
+
+
+def test_what_nobody_takes_apart_is_told(registry):
+    """Llama 4 keeps its experts in parameters of three dimensions without a word on what they mean."""
+    config = Llama4TextConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=48, intermediate_size_mlp=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_local_experts=4, num_experts_per_tok=1,
+        interleave_moe_layer_step=1, pad_token_id=0,
+    )  # fmt: skip
+    made = AutoRound(AutoModelForCausalLM.from_config(config), scheme="STEPS4", registry=registry).plan("fake")
+    experts = [kept for kept in made.kept if kept.stacked]
+    assert [kept.name.rpartition(".")[2] for kept in experts] == ["gate_up_proj", "down_proj"] * 2
+    share = sum(kept.nbytes for kept in experts) / made.model_bytes
+    assert f"{share:.0%} of the model stays at full precision: {experts[0].name} and 3 more" in made.notes[0]
+    assert "model.layers.1.feed_forward.experts" in made.left_alone
 
 
 def test_sizes_are_those_of_the_files(model_dir, registry, tokens, tmp_path):

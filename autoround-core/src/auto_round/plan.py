@@ -37,6 +37,7 @@ LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
 
 
+STACKED = "many matrices in one tensor, kept in a way that is not known"
 FUSED = "readers know the experts of this model in one tensor; format auto_round keeps them apart, and fake joins them"
 
 
@@ -111,7 +112,7 @@ class KeptWeight:
     """A weight that is no linear layer's and stays as it is.
 
     Attributes:
-        name: its module's name.
+        name: its module's name, or the parameter's own where a module has several.
         shape: as stored.
         nbytes: bytes it takes.
         reason: why it stays.
@@ -120,11 +121,16 @@ class KeptWeight:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     nbytes: int
     reason: str
     linear: bool = False
     file_name: str | None = None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is many matrices in one tensor."""
+        return len(self.shape) > 2
 
 
 @dataclass(frozen=True)
@@ -187,6 +193,7 @@ class Plan:
         names = [name for one in left for name in (one.name, one.file_name) if name]
         experts = {_above(name) for layer in self.layers if layer.expert for name in (layer.name, layer.stored_name)}
         experts -= {_above(name) for layer in self.quantized for name in (layer.name, layer.stored_name)}
+        experts |= {kept.name.rpartition(".")[0] for kept in self.kept if kept.stacked}
         return tuple(dict.fromkeys([*names, *sorted(experts)]))
 
     @property
@@ -289,7 +296,7 @@ def make_plan(
         *runtime_notes(plan.quantized, formats),
         *(n for output_format in formats for n in output_format.notes(plan)),
     ]
-    return dataclasses.replace(plan, notes=tuple(notes))
+    return dataclasses.replace(plan, notes=(*_told_stacked(plan), *notes))
 
 
 def _check_layer_config(layer_config: LayerConfig) -> None:
@@ -378,6 +385,20 @@ def _kept(model: OpenModel) -> Iterator[KeptWeight]:
         kind = type(model.model.get_submodule(name)).__name__
         reason = f"{kind} is no linear layer, and does more than to multiply"
         yield KeptWeight(name, shape, nbytes, reason, linear=True, file_name=_other_name(model, name))
+    for name, many in model.structure.stacks:
+        parameter = model.model.get_parameter(name)
+        dtype = model.headers[name].dtype if name in model.headers else parameter.dtype
+        yield KeptWeight(name, many, parameter.numel() * dtype.itemsize, STACKED)
+
+
+def _told_stacked(plan: Plan) -> list[str]:
+    """A note on experts that stay as they are because nobody knows how they are kept: most of some models."""
+    stacked = [kept for kept in plan.kept if kept.stacked]
+    if not stacked:
+        return []
+    share = sum(kept.nbytes for kept in stacked) / plan.model_bytes
+    names = _and_more([kept.name for kept in stacked])
+    return [f"{share:.0%} of the model stays at full precision: {names} hold many matrices in a way that is not known."]
 
 
 def _other_name(model: OpenModel, layer: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -106,7 +107,7 @@ def _print(made: Plan, need: MemoryNeed) -> None:
         )
     for kept in made.kept:
         shape = "x".join(map(str, kept.shape))
-        bits = kept.nbytes * 8 / (kept.shape[0] * kept.shape[1])
+        bits = kept.nbytes * 8 / math.prod(kept.shape)
         table.add_row(kept.name, shape, "-", "-", "-", f"{kept.nbytes:,}", f"{bits:.3f}", kept.reason)
     console = Console()
     if not console.is_terminal:

@@ -46,12 +46,14 @@ class Structure:
     linears: every linear layer, in the order of the model.
     embeddings: name and shape of every embedding, [rows, features].
     matrices: name and shape of what else has a matrix as its weight, as routers of experts have.
+    stacks: name and shape of parameters that are many matrices, which nothing here takes apart.
     """
 
     blocks: tuple[str, ...]
     linears: tuple[LinearInfo, ...]
     embeddings: tuple[tuple[str, tuple[int, int]], ...] = ()
     matrices: tuple[tuple[str, tuple[int, int]], ...] = ()
+    stacks: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def block_list(self) -> str:
@@ -77,7 +79,7 @@ def find_structure(model: nn.Module) -> Structure:
     blocks = tuple(f"{list_name}.{index}" for index in range(len(block_list)))
     embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
     shapes = tuple((name, (m.num_embeddings, m.embedding_dim)) for name, m in embeddings)
-    return Structure(blocks, tuple(_describe(model, blocks)), shapes, tuple(_matrices(model)))
+    return Structure(blocks, tuple(_describe(model, blocks)), shapes, tuple(_matrices(model)), tuple(_stacks(model)))
 
 
 def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
@@ -98,6 +100,14 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
         weight = module._parameters.get("weight")  # noqa: SLF001 - `weight` may be computed from others
         if weight is not None and weight.dim() == 2 and not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             yield name, (weight.shape[0], weight.shape[1])
+
+
+def _stacks(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            for inner, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() > 2 and min(parameter.shape[-2:]) > 1:
+                    yield f"{name}.{inner}", tuple(parameter.shape)
 
 
 def _describe(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[LinearInfo]:
