@@ -51,7 +51,7 @@ class AutoRoundFormat(ContainerFormat):
         top = next(s for s in settings.values() if not common or str(s) == common[0][0])
         extra = {}
         for layer in plan.layers:
-            if (layer.quantized and settings[layer.name] != top) or (layer.quantized and layer.block is None):
+            if layer.quantized and (settings[layer.name] != top or layer.block is None):
                 extra[layer.name] = settings[layer.name]
         blocks = plan.blocks[0].rpartition(".")[0]
         left = (name for name in plan.left_alone if name.startswith(f"{blocks}."))

@@ -31,7 +31,7 @@ def file_names(model: Any, layers: Iterable[str], targets: Mapping[str, Target] 
     """
     found: dict[str, str | None] = {layer: layer for layer in layers}
     if targets is None:
-        found |= {layer: _renamed(model, layer) for layer in found}
+        found |= _renamed(model, found)
     else:
         weights = {target.name: name for name, target in targets.items() if target.alone}
         stored = {layer: weights.get(f"{layer}.weight", f"{layer}.weight") for layer in found}
@@ -48,16 +48,16 @@ def as_in_files(model: Any, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[
     yield from revert_weight_conversion(model, tensors).items()
 
 
-def _renamed(model: Any, layer: str) -> str:
-    """A name as transformers writes it, where it writes the tensor as it is."""
+def _renamed(model: Any, layers: Iterable[str]) -> dict[str, str]:
+    """Names as transformers writes them, of those layers whose tensors it writes as they are."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_converters, apply_renamings
 
     steps = [step.reverse_transform() for step in reversed(_steps(model))]
-    name = f"{layer}.weight"
-    _, pattern = apply_converters(name, [step for step in steps if isinstance(step, WeightConverter)])
-    if pattern is None:
-        name = apply_renamings(name, [step for step in steps if isinstance(step, WeightRenaming)])
-    return name.removesuffix(".weight") if name.endswith(".weight") else layer
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    alone = [layer for layer in layers if apply_converters(f"{layer}.weight", converters)[1] is None]
+    names = {layer: apply_renamings(f"{layer}.weight", renamings) for layer in alone}
+    return {layer: name.removesuffix(".weight") for layer, name in names.items() if name.endswith(".weight")}
 
 
 def _steps(model: Any) -> list[Any]:

@@ -301,8 +301,8 @@ class OpenModel:
         names = {} if own_names else {layer: name for layer, name in self.file_names.items() if name is not None}
         prefix = f"{part}." if part else ""
         module = self.model.get_submodule(part)
-        apart = layers | {name for name in names if self.is_expert(name)}
-        inner = {name.removeprefix(prefix) for name in apart if name.startswith(prefix)}
+        here = {name for name in (*layers, *names) if name.startswith(prefix)}
+        inner = {name.removeprefix(prefix) for name in here if name in layers or self.is_expert(name)}
         for name, tensor, covered in fused_tensors(module, inner) if part else ():
             done |= {prefix + name for name in covered}
             found = {prefix + name: tensor}

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.model.structure import without_numbers
+
 __all__ = ["find_shared_inputs"]
 
 PROBE_LENGTH = 4
@@ -48,13 +50,15 @@ def find_shared_inputs(model: Any, layers: Iterable[str]) -> tuple[tuple[str, ..
             handle.remove()
     # The tensors are alive, so equal identity means the same tensor.
     group_of: dict[str, object] = {name: id(tensor) for name, tensor in seen.items()}
-    alike = {_template(name): _mates(name, group_of) for name in group_of}
-    for name in names:
-        if name not in group_of:
-            group_of[name] = _borrowed(name, alike)
+    mates: dict[object, list[str]] = {}
+    for name in sorted(group_of):
+        mates.setdefault(group_of[name], []).append(name)
+    # What to call the group of a layer in a way that holds for layers like it.
+    alike = {without_numbers(name): " ".join(map(without_numbers, mates[group])) for name, group in group_of.items()}
     groups: dict[object, list[str]] = {}
     for name in names:
-        groups.setdefault(group_of[name], []).append(name)
+        borrowed = (name.rpartition(".")[0], alike.get(without_numbers(name), ""))
+        groups.setdefault(group_of.get(name, borrowed), []).append(name)
     return tuple(tuple(group) for group in groups.values())
 
 
@@ -63,19 +67,3 @@ def _note(seen: dict[str, torch.Tensor], name: str) -> Any:
         seen[name] = args[0]
 
     return note
-
-
-def _template(name: str) -> str:
-    """The name with every number out of it, so that `experts.3.up` and `experts.7.up` are one."""
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
-
-
-def _mates(name: str, group_of: dict[str, object]) -> str:
-    """What to call the group of a layer in a way that holds for layers like it."""
-    mates = sorted(other for other, group in group_of.items() if group == group_of[name])
-    return " ".join(_template(mate) for mate in mates)
-
-
-def _borrowed(name: str, alike: dict[str, str]) -> object:
-    parent = name.rpartition(".")[0]
-    return (parent, alike.get(_template(name), ""))
