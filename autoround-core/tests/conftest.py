@@ -12,8 +12,10 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MixtralConfig,
+    PhimoeConfig,
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
 )
@@ -211,6 +213,8 @@ ARCHITECTURES = {
     "qwen3_moe": Qwen3MoeConfig(**EXPERTS, head_dim=8, moe_intermediate_size=16, num_experts=4),  # stored one by one
     "mixtral": MixtralConfig(**EXPERTS, num_local_experts=4),  # stored under other names
     "gpt_oss": GptOssConfig(**EXPERTS, head_dim=8, num_local_experts=4, rope_parameters=YARN),  # stored in one tensor
+    "phimoe": PhimoeConfig(**EXPERTS, num_local_experts=4),  # routers under other names, too
+    "granitemoe": GraniteMoeConfig(**EXPERTS, num_local_experts=4),  # in one tensor of another name
     "deepseek": DeepseekV3Config(**{**EXPERTS, **DEEPSEEK}),  # has a stored buffer, kept in float32
 }
 """Small models of every way in which weights lie in files."""

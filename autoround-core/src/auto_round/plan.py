@@ -158,7 +158,7 @@ class Plan:
         layers: every linear layer in the order of the model.
         blocks: names of the blocks in the order they run.
         model_bytes: bytes of all tensors of the model as stored.
-        kept: embeddings and routers, which stay as they are.
+        kept: embeddings, routers, and matrices that lie in one tensor with others, which stay as they are.
         notes: what the user should know and need not mend.
         cache: how keys and values are to be kept, None for as they are.
         config: the model's config object, for formats that ask what kind of model it is; None without one.
@@ -195,6 +195,16 @@ class Plan:
         experts -= {_above(name) for layer in self.quantized for name in (layer.name, layer.stored_name)}
         experts |= {kept.name.rpartition(".")[0] for kept in self.kept if kept.stacked}
         return tuple(dict.fromkeys([*names, *sorted(experts)]))
+
+    @property
+    def block_list(self) -> str:
+        """Name of the module list the blocks are in."""
+        return self.blocks[0].rpartition(".")[0]
+
+    @property
+    def left_in_blocks(self) -> tuple[str, ...]:
+        """Those of `left_alone` that lie in blocks, for loaders that take everything there for quantized."""
+        return tuple(name for name in self.left_alone if name.startswith(f"{self.block_list}."))
 
     @property
     def output_bytes(self) -> int:

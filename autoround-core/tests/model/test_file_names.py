@@ -4,14 +4,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    GptOssConfig,
-    GraniteMoeConfig,
-    MixtralConfig,
-    PhimoeConfig,
-    Qwen3MoeConfig,
-)
+from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound
 from auto_round.errors import PlanError
@@ -19,31 +12,14 @@ from auto_round.model.experts import SplitExperts
 
 pytestmark = pytest.mark.slow
 
-COMMON = {
-    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "num_experts_per_tok": 2, "max_position_embeddings": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
-CONFIGS = {
-    "qwen3_moe": Qwen3MoeConfig(**COMMON, moe_intermediate_size=16, num_experts=4),
-    "mixtral": MixtralConfig(**COMMON, num_local_experts=4),
-    "phimoe": PhimoeConfig(**COMMON, num_local_experts=4),
-    "granitemoe": GraniteMoeConfig(**COMMON, num_local_experts=4),
-    "gpt_oss": GptOssConfig(**COMMON, num_local_experts=4, rope_parameters=YARN),
-}
+ARCHITECTURES = ["qwen3_moe", "mixtral", "phimoe", "granitemoe", "gpt_oss"]
 FUSED = ["granitemoe", "gpt_oss"]
 ROUND = {"scheme": "STEPS4", "iters": 0, "disable_opt_rtn": True, "verbose": False}
 
 
 @pytest.fixture
-def original(request, tmp_path):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[request.param]).bfloat16().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def original(request, stored):
+    return stored(request.param)
 
 
 def tensors_of(directory):
@@ -57,7 +33,7 @@ def parameter_of(model, name):
     return module.joined(leaf) if isinstance(module, SplitExperts) else getattr(module, leaf)
 
 
-@pytest.mark.parametrize("original", CONFIGS, indirect=True)
+@pytest.mark.parametrize("original", ARCHITECTURES, indirect=True)
 @pytest.mark.parametrize("source", ["files", "a block at a time", "object"])
 @pytest.mark.parametrize("but", ["all", "an expert", "a block"])
 @torch.no_grad()
@@ -78,7 +54,7 @@ def test_weights_at_full_precision_are_written_as_transformers_writes_them(origi
         assert torch.equal(parameter, parameter_of(rounded, name)), name
 
 
-@pytest.mark.parametrize("original", CONFIGS, indirect=True)
+@pytest.mark.parametrize("original", ARCHITECTURES, indirect=True)
 def test_a_plan_knows_what_files_have(original, installed):
     plan = AutoRound(original, **ROUND).plan("fake")
     stored = tensors_of(original)

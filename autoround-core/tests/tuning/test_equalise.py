@@ -145,7 +145,7 @@ def test_saving_later_saves_what_was_changed(loud_dir, registry, tokens, tmp_pat
         assert torch.equal(loaded(tokens).logits, tuned(tokens).logits)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "gemma3", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "gemma3", "qwen3_moe", "mixtral", "gpt_oss"])
 def test_every_architecture_loads_as_it_was_in_memory(stored, architecture, registry, tokens, tmp_path):
     options = {"bits": 3, "group_size": 16, "recipe": "best", "iters": 2, "low_cpu_mem_usage": True}
     run(stored(architecture), registry, tokens, **options).quantize_and_save(tmp_path / "out", format="fake")

@@ -54,14 +54,11 @@ class AutoGptqFormat(CheckpointFormat):
         from auto_round import __version__
 
         ((bits, group_size), _), *_ = Counter(_settings(layer) for layer in plan.quantized).most_common(1)
-        blocks = plan.blocks[0].rpartition(".")[0]
-        left = [name for name in plan.left_alone if name.startswith(f"{blocks}.")]
-        dynamic: dict[str, dict[str, Any]] = {f"-:^{re.escape(name)}$": {} for name in left}
+        dynamic: dict[str, dict[str, Any]] = {f"-:^{re.escape(name)}$": {} for name in plan.left_in_blocks}
         for layer in plan.quantized:
             if _settings(layer) != (bits, group_size):
-                for name in (layer.name, layer.stored_name):
-                    settings = dict(zip(("bits", "group_size"), _settings(layer), strict=True))
-                    dynamic[f"+:^{re.escape(name)}$"] = settings
+                settings = dict(zip(("bits", "group_size"), _settings(layer), strict=True))
+                dynamic |= {f"+:^{re.escape(name)}$": settings for name in (layer.name, layer.stored_name)}
         config: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": bits,

@@ -53,18 +53,16 @@ class AutoRoundFormat(ContainerFormat):
         for layer in plan.layers:
             if layer.quantized and (settings[layer.name] != top or layer.block is None):
                 extra[layer.name] = settings[layer.name]
-        blocks = plan.blocks[0].rpartition(".")[0]
-        left = (name for name in plan.left_alone if name.startswith(f"{blocks}."))
-        extra |= {name: {"bits": 16, "data_type": "float"} for name in left}
+        extra |= {name: {"bits": 16, "data_type": "float"} for name in plan.left_in_blocks}
         group_size = top.get("group_size")
         if group_size == 0 or isinstance(group_size, list):
             # transformers refuses these at the top, before any loader is asked, and looks at nothing below.
             top = {**top, "group_size": -1}
-            extra[rf"^{re.escape(blocks)}\."] = {"group_size": group_size}
+            extra[rf"^{re.escape(plan.block_list)}\."] = {"group_size": group_size}
         config = {
             "quant_method": "auto-round",
             **top,
-            "block_name_to_quantize": blocks,
+            "block_name_to_quantize": plan.block_list,
             "autoround_version": __version__,
             "provenance": self._provenance(plan),
         }

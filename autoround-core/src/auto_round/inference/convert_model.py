@@ -15,7 +15,7 @@ from torch import nn
 from auto_round.errors import AutoRoundError, ModelError, PluginError
 from auto_round.export.packing import Packing
 from auto_round.inference.packed_linear import BACKENDS, PackedLinear
-from auto_round.model.experts import SplitExperts, split_experts
+from auto_round.model.experts import experts_of, split_experts
 from auto_round.model.structure import LinearInfo, find_structure
 from auto_round.plan import activation_scheme
 from auto_round.plugins import Registry, default_registry
@@ -151,8 +151,7 @@ def _check_experts(model: nn.Module, layer: str, packed: PackedLinear) -> None:
     Raises:
         ModelError: it would collect their `weight` tensors into one, which belongs to nobody here.
     """
-    experts = ".".join(layer.split(".")[:-2])
-    if experts and isinstance(model.get_submodule(experts), SplitExperts) and "weight" in packed.stored_names:
+    if "weight" in packed.stored_names and experts_of(model, layer) is not None:
         raise ModelError(
             f"{layer}: transformers does not load single experts whose tensors are called `weight`, as packing "
             f"{packed.packing.name} calls them; export the model in another format."

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["SplitExperts", "fused_tensors", "split_experts"]
+__all__ = ["SplitExperts", "experts_of", "fused_tensors", "split_experts"]
 
 MARKS = ("num_experts", "is_transposed", "is_concatenated", "has_bias", "has_gate")
 """What transformers notes on modules that keep their experts fused."""
@@ -129,6 +129,13 @@ def fused_tensors(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, tor
             covered = {f"{name}.{inner}" for inner in module.state_dict()}
             for parameter in module.fused_names:
                 yield f"{name}.{parameter}", module.joined(parameter), covered
+
+
+def experts_of(model: nn.Module, layer: str) -> SplitExperts | None:
+    """The routed experts that a linear layer belongs to, if it belongs to any."""
+    name = ".".join(layer.split(".")[:-2])
+    module = model.get_submodule(name) if name else None
+    return module if isinstance(module, SplitExperts) else None
 
 
 def _is_fused(module: Any) -> bool:

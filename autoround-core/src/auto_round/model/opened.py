@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from auto_round.errors import ModelError
-from auto_round.model.experts import SplitExperts, fused_tensors, split_experts
+from auto_round.model.experts import experts_of, fused_tensors, split_experts
 from auto_round.model.file_names import as_in_files, file_names
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, WeightReader
@@ -102,7 +102,7 @@ class OpenModel:
 
     def is_expert(self, layer: str) -> bool:
         """Whether a linear layer belongs to a routed expert."""
-        return layer.count(".") > 1 and isinstance(self.model.get_submodule(layer.rsplit(".", 2)[0]), SplitExperts)
+        return experts_of(self.model, layer) is not None
 
     def _file_name(self, layer: str) -> str:
         """What files call a layer's weight, where they have it alone."""
@@ -110,11 +110,10 @@ class OpenModel:
 
     def _fused_with(self, layer: str) -> StoredTensor | None:
         """A stored tensor that holds all experts' layers of one kind, a layer's own among them."""
-        experts = layer.rsplit(".", 2)[0]
-        module = self.model.get_submodule(experts)
-        if not isinstance(module, SplitExperts):
+        experts = experts_of(self.model, layer)
+        if experts is None:
             return None
-        names = (f"{experts}.{name}" for name in module.fused_names)
+        names = (f"{layer.rsplit('.', 2)[0]}.{name}" for name in experts.fused_names)
         return next((self.headers[name] for name in names if name in self.headers), None)
 
     def require_tokenizer(self) -> Any:
