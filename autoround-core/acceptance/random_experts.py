@@ -3,7 +3,7 @@
 
 usage: random_experts.py MODEL_TYPE TOKENIZER OUTPUT
 
-MODEL_TYPE is one of transformers', with experts (qwen3_moe, mixtral); TOKENIZER a directory that has one.
+MODEL_TYPE is one of transformers', with experts (qwen2_moe, mixtral); TOKENIZER a directory that has one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 SIZES = {
-    "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "num_experts_per_tok": 2,
-    "max_position_embeddings": 512, "initializer_range": 0.08,
+    "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 128, "shared_expert_intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "num_experts_per_tok": 2, "max_position_embeddings": 512, "initializer_range": 0.08,
 }  # fmt: skip
 EXPERTS = {"num_experts": 8, "num_local_experts": 8}
 """Configs take the one name or the other."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Llama4TextConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Llama4TextConfig, Qwen2MoeConfig
 
 from auto_round import AutoRound, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type import Runtime
 from auto_round.errors import PlanError, SchemeError, UnknownNameError
 from auto_round.export import OutputFormat
-from auto_round.plan import choose_scheme
+from auto_round.planning import choose_scheme
 from auto_round.runtimes import obstacle
 
 from .conftest import make_model, tiny_config
@@ -221,6 +221,102 @@ def test_a_runtime_that_reads_no_single_experts_is_said_beforehand(model_dir, re
     assert obstacle(layer, record) is None
     assert obstacle(replace(layer, expert=True), record) == "it does not read routed experts that are stored so"
     assert obstacle(replace(layer, expert=True), replace(record, experts=True)) is None
+
+
+@pytest.fixture
+def gated():
+    """A model with a gate of one output beside each multilayer perceptron, which has the same input."""
+    config = Qwen2MoeConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_hidden_layers=2,
+        shared_expert_intermediate_size=64, num_attention_heads=2, num_key_value_heads=2, num_experts=2,
+        num_experts_per_tok=1,
+    )  # fmt: skip
+    return make_model(config)
+
+
+@pytest.fixture
+def gauged(registry):
+    """The registry, with a data type for which there is a runtime that wants multiples of 64."""
+
+    class Gauged(type(registry.data_type("steps"))):
+        name = "gauged"
+        runtimes = (Runtime("another", "2.0", "auto_round", multiple=64),)
+
+    class Plugin:
+        @hookimpl
+        def quant_tensor(self):
+            return [Gauged()]
+
+    registry.register(Plugin(), name="gauged")
+    return registry
+
+
+def test_a_small_layer_that_a_runtime_cannot_take_stays(gated, gauged):
+    made = AutoRound(gated, data_type="gauged", group_size=32, registry=gauged).plan("auto_round")
+    left = {layer.name: layer for layer in made.layers if not layer.quantized and layer.block}
+    assert list(left) == [f"model.layers.{i}.mlp.shared_expert_gate" for i in range(2)]
+    told = "another in format auto_round takes multiples of 64, not (1, 64)"
+    assert told in left["model.layers.0.mlp.shared_expert_gate"].reason
+    assert (
+        f"small layers stay at full precision, model.layers.0.mlp.shared_expert_gate and 1 more: {told}." in made.notes
+    )
+    assert not any("shared_expert" in note for note in made.notes[1:])  # nobody computes a gate with what it is for
+
+
+def test_a_small_layer_is_quantized_for_formats_that_take_it_and_when_it_is_named(gated, gauged):
+    job = AutoRound(gated, data_type="gauged", group_size=32, registry=gauged)
+    assert all(layer.quantized for layer in job.plan("fake").layers if layer.block)
+    named = AutoRound(
+        gated, data_type="gauged", group_size=32, registry=gauged, layer_config={"shared_expert_gate": {"bits": 8}}
+    ).plan("auto_round")
+    assert all(layer.quantized for layer in named.layers if layer.block)
+    assert any("another will not load model.layers.0.mlp.shared_expert_gate" in note for note in named.notes)
+
+
+@pytest.mark.parametrize("share", [0.0002, 1])
+def test_layers_that_are_much_of_a_block_or_computed_with_others_are_never_left_alone(
+    gated, registry, share, monkeypatch
+):
+    """Formats refuse them and notes tell of them, as before: experts of an odd width, one of two projections."""
+
+    class Odd(Picky):
+        name = "odd"
+
+        def refuses(self, layer):
+            wanted = "shared_expert_gate" if share < 1 else "up_proj"
+            return "it is odd." if layer.name.endswith(wanted) else None
+
+    class Plugin:
+        @hookimpl
+        def exporters(self):
+            return [Odd()]
+
+    registry.register(Plugin(), name="odd")
+    monkeypatch.setattr("auto_round.small_layers.SMALL", share)
+    with pytest.raises(PlanError, match="and .* more: format odd cannot hold it: it is odd"):
+        AutoRound(gated, scheme="STEPS4", registry=registry).plan("odd")
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"), [("mlp.gate_proj", "mlp.up_proj"), ("self_attn.k_proj", "self_attn.q_proj")]
+)
+def test_what_is_computed_as_one_needs_one_scheme(registry, layers, told):
+    """Attention and a multilayer perceptron beside it may differ, though they have one input."""
+    registry.register(KnownPlugin(), name="known")
+    config = CohereConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    job = AutoRound(
+        make_model(config), data_type="known", group_size=32, registry=registry, layer_config={layers: {"bits": 8}}
+    )
+    notes = [note for note in job.plan("auto_round").notes if "computes" in note]
+    assert len(notes) == 2
+    assert told in notes[0] + notes[1]
+    apart = AutoRound(
+        make_model(config), data_type="known", group_size=32, registry=registry, layer_config={"mlp": {"bits": 8}}
+    ).plan("auto_round")
+    assert not any("computes" in note for note in apart.notes)
 
 
 class Picky(OutputFormat):

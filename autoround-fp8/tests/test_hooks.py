@@ -54,7 +54,6 @@ def test_every_record_loads_what_it_names():
     ],
 )
 def test_schemes_and_the_data_types_they_mean(registry, scheme, weights, activations):
-    from auto_round.plan import activation_scheme
 
     found = registry.scheme(scheme).resolved()
     data_type = registry.data_type_for(found)
@@ -62,7 +61,7 @@ def test_schemes_and_the_data_types_they_mean(registry, scheme, weights, activat
     assert data_type.supports(found, (256, 256)) is None
     assert found.quantizes_activations == (activations is not None)
     if activations is not None:
-        assert registry.data_type_for(activation_scheme(found)).name == activations
+        assert registry.data_type_for(found.for_activations()).name == activations
         assert found.act_dynamic is (scheme != "FP8_STATIC")
 
 

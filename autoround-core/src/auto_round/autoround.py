@@ -31,7 +31,8 @@ from auto_round.export.output import check_output, staged_output
 from auto_round.model.opened import OpenModel, open_model, wrap_model
 from auto_round.model.weights import OUTSIDE
 from auto_round.names import did_you_mean
-from auto_round.plan import LayerConfig, Plan, choose_scheme, make_plan
+from auto_round.plan import Plan
+from auto_round.planning import LayerConfig, choose_scheme, make_plan
 from auto_round.plugins import Registry, default_registry
 from auto_round.run.job import Job
 from auto_round.run.memory import MemoryNeed, memory_needed, peak_memory, told_short

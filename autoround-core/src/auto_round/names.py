@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How names of data types, schemes, formats and plugins compare, the same way everywhere."""
+"""How names of data types, schemes, formats and plugins compare, and how many are told, the same way everywhere."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["did_you_mean", "nearest", "normalise"]
+__all__ = ["and_more", "did_you_mean", "nearest", "normalise"]
 
 
 def normalise(name: str) -> str:
@@ -22,3 +22,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean A or B?"`, or nothing."""
     close = nearest(name, known)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def and_more(names: Sequence[str]) -> str:
+    """The first of some names and how many follow, for a sentence about all of them."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

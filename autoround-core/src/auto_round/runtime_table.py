@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from auto_round.plan import LayerSpec, activation_scheme
+from auto_round.plan import LayerSpec
 from auto_round.runtimes import obstacle
 from auto_round.schemes import FULL_PRECISION_BITS
 
@@ -50,7 +50,7 @@ def ordinary_layer(registry: Registry, scheme: QuantizationScheme, shape: tuple[
 
     full = scheme.resolved()
     quantizes = full.quantizes_activations
-    activation = registry.data_type_for(activation_scheme(full)) if quantizes else None
+    activation = registry.data_type_for(full.for_activations()) if quantizes else None
     data_type = registry.data_type_for(full)
     return LayerSpec(
         "layer", shape, torch.bfloat16, "block", False, False, full, data_type=data_type, activation=activation

@@ -6,12 +6,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from auto_round.names import and_more
+
 if TYPE_CHECKING:
     from auto_round.data_type import Runtime
     from auto_round.export import OutputFormat
     from auto_round.plan import LayerSpec
 
-__all__ = ["obstacle", "runtime_notes"]
+__all__ = ["TOGETHER", "computed_with", "misfit", "obstacle", "runtime_notes"]
+
+TOGETHER = (
+    frozenset({"q_proj", "k_proj", "v_proj"}),
+    frozenset({"wq", "wk", "wv"}),
+    frozenset({"gate_proj", "up_proj"}),
+    frozenset({"w1", "w2", "w3"}),
+    frozenset({"fc1", "fc3"}),
+    frozenset({"c_fc_0", "c_fc_1"}),
+    frozenset({"q_a_proj", "kv_a_proj_with_mqa"}),
+    frozenset({"in_proj_qkv", "in_proj_z"}),
+    frozenset({"in_proj_b", "in_proj_a"}),
+)
+"""What layers are called that runtimes compute as one, where they share an input and the module they are in.
+
+A gate, or a multilayer perceptron beside attention, shares an input too, and is computed by itself.
+"""
 
 
 def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> Iterator[str]:
@@ -37,13 +55,13 @@ def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) 
                 for first, other in _torn_apart(layers):
                     obstacles.setdefault(f"it computes {other} and its like together, in one scheme", []).append(first)
             for found, names in obstacles.items():
-                yield f"{name} will not load {_and_more(names)} in format {output_format.name}: {found}."
+                yield f"{name} will not load {and_more(names)} in format {output_format.name}: {found}."
             needs: dict[str, list[str]] = {}
             for layer in layers:
                 for need in _needs(layer, name, output_format.name):
                     needs.setdefault(need, []).append(layer.name)
             for need, names in needs.items():
-                yield f"{name} loads {_and_more(names)} in format {output_format.name} with {need}."
+                yield f"{name} loads {and_more(names)} in format {output_format.name} with {need}."
 
 
 def _obstacles(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
@@ -71,29 +89,53 @@ def _records(layer: LayerSpec, runtime_name: str, format_name: str) -> list[Runt
     return [r for r in layer.data_type.runtimes if r.name == runtime_name and r.format in formats]
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def misfit(layer: LayerSpec, output_format: OutputFormat) -> str | None:
+    """Which runtime of a format would take a layer if it had another shape; None if all take it, or none ever would."""
+    assert layer.data_type is not None
+    for name in dict.fromkeys(record.name for record in layer.data_type.runtimes):
+        near = [r for r in _records(layer, name, output_format.name) if _outside_limits(layer, r) is None]
+        if near and all(_uneven(layer, record) for record in near):
+            return f"{name} in format {output_format.name} takes multiples of {near[0].multiple}, not {layer.shape}"
+    return None
+
+
+def computed_with(layer: LayerSpec) -> frozenset[str]:
+    """Names of the layers that runtimes compute as one with a layer, itself not among them."""
+    module, _, last = layer.name.rpartition(".")
+    names = {f"{module}.{other}" for kin in TOGETHER if last in kin for other in kin if other != last}
+    return frozenset(names.intersection(layer.shares))
 
 
 def obstacle(layer: LayerSpec, record: Runtime) -> str | None:
     """Why a record does not take a layer, None if it does."""
+    beyond = _outside_limits(layer, record)
+    if beyond:
+        return beyond
+    if layer.expert and not record.experts:
+        return "it does not read routed experts that are stored so"
+    if _uneven(layer, record):
+        return f"shape {layer.shape}, and it takes multiples of {record.multiple}"
+    return None
+
+
+def _uneven(layer: LayerSpec, record: Runtime) -> bool:
+    return any(side % record.multiple for side in layer.shape)
+
+
+def _outside_limits(layer: LayerSpec, record: Runtime) -> str | None:
     for field_name, allowed in record.limits.items():
         value = getattr(layer.scheme, field_name)
         if value not in allowed:
             told = f"{field_name}={value}, and it takes {', '.join(map(str, allowed))}"
             return f"{told} ({record.note})" if record.note else told
-    if layer.expert and not record.experts:
-        return "it does not read routed experts that are stored so"
-    if any(side % record.multiple for side in layer.shape):
-        return f"shape {layer.shape}, and it takes multiples of {record.multiple}"
     return None
 
 
 def _torn_apart(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, str]]:
-    """Layers that share an input and have different schemes."""
+    """Layers that are computed as one and have different schemes."""
     by_name = {layer.name: layer for layer in layers}
     for layer in layers:
-        for mate in layer.shares:
-            if mate != layer.name and (mate not in by_name or by_name[mate].scheme != layer.scheme):
+        for mate in sorted(computed_with(layer)):
+            if mate not in by_name or by_name[mate].scheme != layer.scheme:
                 yield layer.name, mate
                 break

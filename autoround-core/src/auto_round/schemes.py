@@ -171,6 +171,12 @@ class QuantizationScheme:
         """The scheme of one layer before `layer_config` changes it: this one, if it is no mixture."""
         return self
 
+    def for_activations(self) -> QuantizationScheme:
+        """The activation fields of a resolved scheme, as those of weights, to look their data type up by."""
+        assert self.act_bits is not None and self.act_group_size is not None  # noqa: PT018 - one condition
+        assert self.act_sym is not None and self.act_data_type is not None  # noqa: PT018 - one condition
+        return QuantizationScheme(self.act_bits, self.act_group_size, self.act_sym, self.act_data_type)
+
     @property
     def quantizes_weights(self) -> bool:
         """Whether weights change at all."""

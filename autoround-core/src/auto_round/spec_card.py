@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from auto_round.errors import AutoRoundError, SchemeError
-from auto_round.plan import activation_scheme
 from auto_round.runtime_table import Place, ordinary_layer, places
 from auto_round.schemes import QuantizationScheme
 
@@ -115,7 +114,7 @@ def _schemes_of(registry: Registry, data_type: DataType) -> Iterator[tuple[str, 
         try:
             if scheme.quantizes_weights and registry.data_type_for(scheme) is data_type:
                 yield name, scheme
-            elif scheme.quantizes_activations and registry.data_type_for(activation_scheme(scheme)) is data_type:
+            elif scheme.quantizes_activations and registry.data_type_for(scheme.for_activations()) is data_type:
                 yield f"{name} (activations)", None
         except AutoRoundError:
             continue  # another plugin's trouble, which `auto-round plugins` tells

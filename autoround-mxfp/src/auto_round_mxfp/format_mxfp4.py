@@ -18,6 +18,7 @@ from torch import nn
 from auto_round.errors import ContractError
 from auto_round.export.checkpoint import CheckpointExporter, CheckpointFormat
 from auto_round.model.experts import SplitExperts
+from auto_round.names import and_more
 from auto_round_mxfp.elements import E2M1
 from auto_round_mxfp.fused_experts import pack_experts
 from auto_round_mxfp.mixture import expert_place
@@ -66,11 +67,10 @@ class GptOssFormat(CheckpointFormat):
         """Other models than gpt-oss, and experts that are left alone, which have no place beside the others."""
         if plan.architecture not in ARCHITECTURES:
             return [f"format {self.name} is for {' and '.join(ARCHITECTURES)}, not for {plan.architecture}."]
-        left = [layer for layer in plan.layers if expert_place(layer.name) and not layer.quantized]
+        left = [layer.name for layer in plan.layers if expert_place(layer.name) and not layer.quantized]
         if not left:
             return []
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        return [f"format {self.name} stores all experts quantized, not without {left[0].name}{more}; {WANTED}."]
+        return [f"format {self.name} stores all experts quantized, not without {and_more(left)}; {WANTED}."]
 
     def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
         """A layer alone has no tensors."""

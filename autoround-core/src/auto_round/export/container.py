@@ -27,9 +27,10 @@ class AutoRoundFormat(ContainerFormat):
     own_names = True
 
     def refusal(self, packing: Packing, layer: LayerSpec) -> str | None:
-        if layer.expert and "weight" in packing.layout(layer.scheme, layer.shape):
+        reason = super().refusal(packing, layer)
+        if reason is None and layer.expert and "weight" in packing.layout(layer.scheme, layer.shape):
             return f"{packing.name} calls a tensor `weight`, which transformers does not load of single experts"
-        return super().refusal(packing, layer)
+        return reason
 
     def candidates(self) -> Sequence[Packing]:
         chosen = super().candidates()

@@ -11,7 +11,6 @@ import torch
 from auto_round.data_type import Codes
 from auto_round.data_type.activation import INPUT_PREFIX
 from auto_round.export.packing import Packing, TensorLayout
-from auto_round.plan import activation_scheme
 from auto_round.torch_defaults import ordinary_defaults
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class NamedCodes(Packing):
             weight = torch.ones(shape)
             tensors = dict(data_type.encode(weight, scheme, **data_type.share([weight], scheme)).tensors)
             if scheme.quantizes_activations and scheme.act_dynamic is False:
-                activation = self._registry.data_type_for(activation_scheme(scheme))
+                activation = self._registry.data_type_for(scheme.for_activations())
                 frozen = activation.freeze(torch.tensor(-1.0), torch.tensor(1.0), scheme)
                 tensors |= {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
         return {PREFIX + name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}

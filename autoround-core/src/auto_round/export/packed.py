@@ -57,11 +57,13 @@ class ContainerFormat(CheckpointFormat):
 
     def refuses(self, layer: LayerSpec) -> str | None:
         assert layer.data_type is not None
-        reasons = [self.refusal(packing, layer) for packing in self.candidates()]
-        if None in reasons:
-            return None
-        told = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-        return told or f"no installed plugin has a packing of {layer.data_type.name} for it."
+        reasons: dict[str, None] = {}
+        for packing in self.candidates():
+            reason = self.refusal(packing, layer)
+            if reason is None:  # those after it are not asked: a model may have many thousand layers
+                return None
+            reasons[reason] = None
+        return "; ".join(reasons) or f"no installed plugin has a packing of {layer.data_type.name} for it."
 
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         return self.packing(layer).scale_dtype(layer.dtype)

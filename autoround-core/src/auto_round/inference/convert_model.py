@@ -17,7 +17,7 @@ from auto_round.export.packing import Packing
 from auto_round.inference.packed_linear import BACKENDS, PackedLinear
 from auto_round.model.experts import experts_of, split_experts
 from auto_round.model.structure import LinearInfo, find_structure
-from auto_round.plan import activation_scheme
+from auto_round.names import and_more
 from auto_round.plugins import Registry, default_registry
 from auto_round.schemes import FULL_PRECISION_BITS, QuantizationScheme
 
@@ -112,8 +112,7 @@ def _check_read(packed: Mapping[str, PackedLinear]) -> None:
     read = {name for name, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
     missing = [name for name, tensor in tensors.items() if name not in read and not tensor.is_meta]
     if read and missing:  # who brings weights in another way marks none
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"the checkpoint has no tensor {missing[0]}{more}: its files are incomplete, get them anew.")
+        raise ModelError(f"the checkpoint has no tensor {and_more(missing)}: its files are incomplete, get them anew.")
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def _packed_linear(
         packing = _packing(str(described.get("packing_format", "")), registry, data_type.name, scheme, info.shape)
         activation = None
         if scheme.quantizes_activations:
-            activation = registry.data_type_for(activation_scheme(scheme), config.get("provenance") or ())
+            activation = registry.data_type_for(scheme.for_activations(), config.get("provenance") or ())
     except AutoRoundError as error:
         raise PluginError(_what_to_install(info.name, config, error)) from error
     rows, cols = info.shape
