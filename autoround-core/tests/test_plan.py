@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, Llama4TextConfig, Qwen2MoeConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Llama4TextConfig, Qwen3NextConfig
 
 from auto_round import AutoRound, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type import Runtime
@@ -84,6 +84,42 @@ def test_activations_that_cannot_be_are_refused_when_planned(model_dir, registry
     job = AutoRound(model_dir, scheme="STEPS4", registry=registry, **{"act_bits": 8, **fields})
     with pytest.raises(PlanError, match=f"the activations of .*q_proj cannot be quantized so: {told}"):
         job.plan()
+
+
+def test_layers_to_ignore_are_named_as_in_layer_config(model_dir, registry):
+    job = AutoRound(model_dir, scheme="STEPS4", registry=registry, ignore_layers="layers.0.mlp, re:v_proj$, lm_head")
+    left = [layer.name for layer in job.plan("auto_round").layers if not layer.quantized]
+    mlp = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    assert sorted(left) == sorted([*mlp, *(f"model.layers.{i}.self_attn.v_proj" for i in range(2)), "lm_head"])
+    again = AutoRound(
+        model_dir, scheme="STEPS4", registry=registry, ignore_layers=["v_proj"], layer_config={"layers.0": {"bits": 3}}
+    )
+    assert {layer.scheme.bits for layer in again.plan().quantized if layer.block == "model.layers.0"} == {3}
+    assert not any("v_proj" in layer.name for layer in again.plan().quantized)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ignore_layers": "q_porj"}, "'q_porj' matches no layer; did you mean q_proj"),
+        ({"ignore_layers": ["q_proj", 3]}, "ignore_layers is names of layers"),
+        ({"ignore_layers": "q_proj", "layer_config": {"q_proj": {"bits": 8}}}, "'q_proj' is in layer_config and in"),
+    ],
+)
+def test_layers_to_ignore_that_are_none_are_refused(model_dir, registry, options, told):
+    with pytest.raises(PlanError, match=told):
+        AutoRound(model_dir, scheme="STEPS4", registry=registry, **options).plan()
+
+
+def test_what_stays_anyhow_may_be_named_to_stay_and_not_to_change(gated, registry):
+    """Existing scripts leave routers alone by name."""
+    made = AutoRound(gated, scheme="STEPS4", registry=registry, ignore_layers="mlp.gate,embed_tokens,lm_head").plan()
+    assert len(made.quantized) == len(AutoRound(gated, scheme="STEPS4", registry=registry).plan().quantized)
+    job = AutoRound(gated, scheme="STEPS4", registry=registry, layer_config={"mlp.gate": {"bits": 8}})
+    with pytest.raises(PlanError, match=r"'mlp.gate' is model.layers.0.mlp.gate, which stays as it is: .* no linear"):
+        job.plan()
+    with pytest.raises(PlanError, match="'embed_tokens' is model.embed_tokens, which stays .* an embedding"):
+        AutoRound(gated, scheme="STEPS4", registry=registry, layer_config={"embed_tokens": "STEPS4"}).plan()
 
 
 @pytest.mark.parametrize(
@@ -225,11 +261,12 @@ def test_a_runtime_that_reads_no_single_experts_is_said_beforehand(model_dir, re
 
 @pytest.fixture
 def gated():
-    """A model with a gate of one output beside each multilayer perceptron, which has the same input."""
-    config = Qwen2MoeConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_hidden_layers=2,
-        shared_expert_intermediate_size=64, num_attention_heads=2, num_key_value_heads=2, num_experts=2,
-        num_experts_per_tok=1,
+    """A model with a gate of one output beside each multilayer perceptron, and a layer of 8 in linear attention."""
+    config = Qwen3NextConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_hidden_layers=4,
+        shared_expert_intermediate_size=64, num_attention_heads=2, num_key_value_heads=2, head_dim=32, num_experts=4,
+        num_experts_per_tok=1, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32,
+        linear_value_head_dim=32,
     )  # fmt: skip
     return make_model(config)
 
@@ -253,24 +290,26 @@ def gauged(registry):
 
 def test_a_small_layer_that_a_runtime_cannot_take_stays(gated, gauged):
     made = AutoRound(gated, data_type="gauged", group_size=32, registry=gauged).plan("auto_round")
-    left = {layer.name: layer for layer in made.layers if not layer.quantized and layer.block}
-    assert list(left) == [f"model.layers.{i}.mlp.shared_expert_gate" for i in range(2)]
-    told = "another in format auto_round takes multiples of 64, not (1, 64)"
-    assert told in left["model.layers.0.mlp.shared_expert_gate"].reason
-    assert (
-        f"small layers stay at full precision, model.layers.0.mlp.shared_expert_gate and 1 more: {told}." in made.notes
-    )
-    assert not any("shared_expert" in note for note in made.notes[1:])  # nobody computes a gate with what it is for
+    left = {layer.name: layer.reason for layer in made.layers if not layer.quantized and layer.block}
+    gates = [f"model.layers.{i}.mlp.shared_expert_gate" for i in range(4)]
+    small = [f"model.layers.{i}.linear_attn.in_proj_ba" for i in range(3)]
+    assert sorted(left) == sorted([*gates, *small])
+    assert {left[gate] for gate in gates} == {"a gate of one output; name it in layer_config to quantize it"}
+    told = "another in format auto_round takes multiples of 64, not (8, 64)"
+    assert told in left[small[0]]
+    assert made.notes == (f"small layers stay at full precision, {small[0]} and 2 more: {told}.",)
 
 
 def test_a_small_layer_is_quantized_for_formats_that_take_it_and_when_it_is_named(gated, gauged):
-    job = AutoRound(gated, data_type="gauged", group_size=32, registry=gauged)
-    assert all(layer.quantized for layer in job.plan("fake").layers if layer.block)
-    named = AutoRound(
-        gated, data_type="gauged", group_size=32, registry=gauged, layer_config={"shared_expert_gate": {"bits": 8}}
-    ).plan("auto_round")
-    assert all(layer.quantized for layer in named.layers if layer.block)
-    assert any("another will not load model.layers.0.mlp.shared_expert_gate" in note for note in named.notes)
+    fake = AutoRound(gated, data_type="gauged", group_size=32, registry=gauged).plan("fake")
+    assert {layer.name.rpartition(".")[2] for layer in fake.layers if layer.block and not layer.quantized} == {
+        "shared_expert_gate"
+    }
+    named = {"in_proj_ba": {"bits": 8}, "shared_expert_gate": {"bits": 8}}
+    job = AutoRound(gated, data_type="gauged", group_size=32, registry=gauged, layer_config=named)
+    made = job.plan("auto_round")
+    assert all(layer.quantized for layer in made.layers if layer.block)
+    assert any("another will not load model.layers.0.linear_attn.in_proj_ba" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("share", [0.0002, 1])
@@ -283,7 +322,7 @@ def test_layers_that_are_much_of_a_block_or_computed_with_others_are_never_left_
         name = "odd"
 
         def refuses(self, layer):
-            wanted = "shared_expert_gate" if share < 1 else "up_proj"
+            wanted = "in_proj_ba" if share < 1 else "up_proj"
             return "it is odd." if layer.name.endswith(wanted) else None
 
     class Plugin:

@@ -31,8 +31,9 @@ from auto_round.export.output import check_output, staged_output
 from auto_round.model.opened import OpenModel, open_model, wrap_model
 from auto_round.model.weights import OUTSIDE
 from auto_round.names import did_you_mean
+from auto_round.option_hints import instead_of
 from auto_round.plan import Plan
-from auto_round.planning import LayerConfig, choose_scheme, make_plan
+from auto_round.planning import LayerConfig, choose_scheme, make_plan, with_ignored
 from auto_round.plugins import Registry, default_registry
 from auto_round.run.job import Job
 from auto_round.run.memory import MemoryNeed, memory_needed, peak_memory, told_short
@@ -69,6 +70,8 @@ class AutoRound:
         scheme: name of a scheme, a `QuantizationScheme` or a mapping of its fields, any of which may be given as
             keyword and wins.
         layer_config: layers to treat differently, see `auto_round.selectors` for what a key means.
+        ignore_layers: layers to leave at full precision, named as in `layer_config`; one string may name several, with
+            commas.
         dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
         e2e_nsamples: how much of it for steps of all blocks together (`e2e_iters`), which learn few samples by heart;
             `nsamples` if None.
@@ -105,6 +108,7 @@ class AutoRound:
         *,
         scheme: str | QuantizationScheme | Mapping[str, Any] | None = None,
         layer_config: LayerConfig | None = None,
+        ignore_layers: str | Sequence[str] = (),
         dataset: Any = None,
         nsamples: int = 128,
         seqlen: int | None = None,
@@ -131,7 +135,8 @@ class AutoRound:
         if options:
             name = next(iter(options))
             known = {*_TUNING, *_SCHEME, *AutoRound.__init__.__annotations__}
-            raise UnknownOptionError(f"AutoRound has no option {name!r}{did_you_mean(name, known)}")
+            told = f": {instead_of(name)}." if instead_of(name) else did_you_mean(name, known)
+            raise UnknownOptionError(f"AutoRound has no option {name!r}{told}")
         tuning |= {"search": False} if disable_opt_rtn else {}
         if enable_alg_ext and tuning.setdefault("recipe", "best") != "best":
             raise UnknownOptionError(f"enable_alg_ext is recipe best, but recipe is {tuning['recipe']!r}.")
@@ -144,7 +149,7 @@ class AutoRound:
                 raise UnknownOptionError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if layer_config is not None and not isinstance(layer_config, Mapping):
             raise UnknownOptionError(f"layer_config is a mapping from layers to schemes, not {layer_config!r}.")
-        self.layer_config = layer_config or {}
+        self.layer_config = with_ignored(layer_config or {}, ignore_layers)
         self.quant_lm_head, self.static_kv_dtype = quant_lm_head, static_kv_dtype
         self.dataset, self.nsamples, self.e2e_nsamples, self.pack = dataset, nsamples, e2e_nsamples, pack
         self.device = device_named(device_map)

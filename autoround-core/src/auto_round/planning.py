@@ -11,8 +11,8 @@ from auto_round.errors import PlanError, SchemeError
 from auto_round.names import and_more
 from auto_round.plan import CachePlan, KeptWeight, LayerSpec, Plan
 from auto_round.runtimes import runtime_notes
-from auto_round.schemes import LayerPlace, QuantizationScheme
-from auto_round.selectors import select_all
+from auto_round.schemes import FULL_PRECISION_BITS, LayerPlace, QuantizationScheme
+from auto_round.selectors import select, select_all
 from auto_round.small_layers import small_misfits
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from auto_round.model.structure import LinearInfo
     from auto_round.plugins import Registry
 
-__all__ = ["LayerConfig", "choose_scheme", "make_plan"]
+__all__ = ["LayerConfig", "choose_scheme", "make_plan", "with_ignored"]
 
 LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
@@ -61,6 +61,25 @@ def choose_scheme(
     return " ".join(part for part in (name, f"({told})" if told else "") if part) or str(changed.data_type), changed
 
 
+def with_ignored(layer_config: LayerConfig, ignored: str | Sequence[str]) -> LayerConfig:
+    """A layer configuration that also leaves layers at full precision.
+
+    Args:
+        ignored: keys of a layer configuration, in one string with commas or one by one.
+
+    Raises:
+        PlanError: a key that the configuration has too.
+    """
+    keys = ignored.split(",") if isinstance(ignored, str) else ignored
+    if not all(isinstance(key, str) for key in keys):
+        raise PlanError([f"ignore_layers is names of layers, not {ignored!r}."])
+    names = [key.strip() for key in keys if key.strip()]
+    twice = [name for name in names if name in layer_config]
+    if twice:
+        raise PlanError([f"{twice[0]!r} is in layer_config and in ignore_layers; say once what to do with it."])
+    return {**layer_config, **{name: {"bits": FULL_PRECISION_BITS} for name in names}}
+
+
 def make_plan(
     model: OpenModel,
     scheme: QuantizationScheme,
@@ -83,8 +102,12 @@ def make_plan(
         UnknownNameError: a data type or scheme that no plugin offers.
     """
     linears = model.structure.linears
+    kept = tuple(_kept(model))
     _check_layer_config(layer_config or {})
-    overrides = select_all(layer_config or {}, [info.name for info in linears])
+    overrides = select_all(
+        _without_kept(layer_config or {}, [info.name for info in linears], kept, registry),
+        [info.name for info in linears],
+    )
     layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
     small = small_misfits(layers, formats, {name for name, changes in overrides.items() if changes})
     layers = [_left_alone(layer, small[layer.name]) if layer.name in small else layer for layer in layers]
@@ -98,7 +121,7 @@ def make_plan(
         layers=tuple(layers),
         blocks=model.structure.blocks,
         model_bytes=model.model_bytes,
-        kept=tuple(_kept(model)),
+        kept=kept,
         config=getattr(model.model, "config", None),
         cache=None if cache_data_type is None else _plan_cache(cache_data_type, registry),
     )
@@ -126,6 +149,28 @@ def _check_layer_config(layer_config: LayerConfig) -> None:
     problems += [f"layer_config: {key!r} is no name of layers." for key in layer_config if not isinstance(key, str)]
     if problems:
         raise PlanError(problems)
+
+
+def _without_kept(
+    layer_config: LayerConfig, linears: Sequence[str], kept: Sequence[KeptWeight], registry: Registry
+) -> LayerConfig:
+    """The entries for linear layers: those that leave routers and embeddings alone ask for what happens anyhow.
+
+    Raises:
+        PlanError: an entry that would change one.
+    """
+    rest, problems = {}, []
+    for key, change in layer_config.items():
+        stays = [one for one in kept if not select(key, linears)[1] and select(key, [one.name])[1]]
+        scheme = registry.scheme(change) if isinstance(change, str) else change
+        bits = scheme.get("bits") if isinstance(scheme, Mapping) else scheme.bits
+        if not stays:
+            rest[key] = change
+        elif not isinstance(bits, int) or bits < FULL_PRECISION_BITS:
+            problems.append(f"layer_config: {key!r} is {stays[0].name}, which stays as it is: {stays[0].reason}.")
+    if problems:
+        raise PlanError(problems)
+    return rest
 
 
 def _plan_layer(
@@ -156,6 +201,8 @@ def _plan_layer(
     if info.block is None and not overrides and not (head and info.head):
         where = "tied to the input embedding" if info.tied else "outside the blocks"
         return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
+    if info.shape[0] == 1 and not overrides:
+        return dataclasses.replace(spec, reason="a gate of one output; name it in layer_config to quantize it")
     if info.own_forward is not None:
         return dataclasses.replace(spec, reason=f"{info.own_forward} computes something else than a linear layer")
     data_type = registry.data_type_for(scheme)

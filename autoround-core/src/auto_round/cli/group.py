@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from auto_round.errors import AutoRoundError
+from auto_round.option_hints import instead_of
 
 __all__ = ["TRACEBACK", "CommandEntry", "LazyGroup"]
 
@@ -87,6 +88,14 @@ class LazyGroup(click.Group):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
+        except click.NoSuchOption as error:
+            option = error.option_name.lstrip("-").replace("-", "_")
+            told = instead_of(option)
+            if told:
+                raise click.NoSuchOption(
+                    error.option_name, f"{error.message.rstrip('.')}: {told}.", ctx=error.ctx
+                ) from error
+            raise
         except AutoRoundError as error:
             if ctx.params.get("traceback"):
                 raise

@@ -102,6 +102,7 @@ _OPTIONS = [
         type=LayerConfigType(),
         help='Layers to treat differently: JSON, or a file with it, e.g. \'{"layers.0": {"bits": 8}}\'.',
     ),
+    click.option("--ignore-layers", default="", help="Layers to leave at full precision, with commas."),
     click.option("--quant-lm-head", is_flag=True, help="Quantize the output layer too."),
     click.option("--format", "format_", default="auto_round", show_default=True, help="Output formats, with commas."),
     click.option("--trust-remote-code", is_flag=True, help="Let code that comes with the model run."),
@@ -143,4 +144,5 @@ def read_scheme(options: dict[str, Any]) -> dict[str, Any]:
         "super_group_size": options.pop("super_group_size"),
     }
     given = {name: value for name, value in fields.items() if value is not None}
-    return {"scheme": options.pop("scheme"), "layer_config": options.pop("layer_config"), **given}
+    layers = {name: options.pop(name) for name in ("layer_config", "ignore_layers")}
+    return {"scheme": options.pop("scheme"), **layers, **given}

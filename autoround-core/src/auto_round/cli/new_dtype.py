@@ -15,11 +15,11 @@ __all__ = ["new_dtype"]
 @click.argument("name")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write.  [default: autoround-NAME]")
 def new_dtype(*, name: str, output: Path | None) -> None:
-    r"""Write a package with a data type of your own: complete, installable, and working before you change it.
+    """Write a package with a data type of your own: complete, installable, and working before you change it.
 
     \b
     auto-round new-dtype my-type4
-    """
+    """  # noqa: D301 - click wants the character, before lines to keep as they are
     from auto_round.plugins import default_registry
     from auto_round.scaffold.names import PackageNames, check_free
     from auto_round.scaffold.package import write_package

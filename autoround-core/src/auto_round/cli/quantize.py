@@ -57,11 +57,11 @@ __all__ = ["quantize"]
 @click.option("--workers", type=int, help="Layers rounded at once where no data flows.  [default: threads]")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def quantize(**options: Any) -> None:
-    r"""Quantize MODEL and write a checkpoint that loads elsewhere.
+    """Quantize MODEL and write a checkpoint that loads elsewhere.
 
     \b
     auto-round quantize ./Llama-3.1-8B --scheme W4A16 --output ./Llama-3.1-8B-W4A16
-    """
+    """  # noqa: D301 - click wants the character, before lines to keep as they are
     from auto_round.run.allocator import ask_for_large_pages
 
     ask_for_large_pages()
