@@ -16,6 +16,7 @@ SIZES = {
     "num_attention_heads": 4, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 GROUPED = {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0}
+EIGHT_BLOCKS = {**GROUPED, "num_hidden_layers": 8}
 SHORT = {"rope_theta": 1000.0, "original_max_position_embeddings": 64}
 
 MODELS = {
@@ -35,6 +36,25 @@ MODELS = {
         **GROUPED, rope_parameters={"rope_theta": 1000.0, "rope_type": "linear", "factor": 4.0}
     ),
     "mistral": lambda: tf.MistralConfig(**GROUPED, head_dim=64),
+    "mixtral": lambda: tf.MixtralConfig(**GROUPED, num_local_experts=4),
+    "smollm 3": lambda: tf.SmolLM3Config(**EIGHT_BLOCKS),
+    "granite": lambda: tf.GraniteConfig(
+        **GROUPED, attention_multiplier=0.1, embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=2.0
+    ),
+    "arcee": lambda: tf.ArceeConfig(**GROUPED),
+    "seed-oss": lambda: tf.SeedOssConfig(**GROUPED, head_dim=64),
+    "ernie 4.5": lambda: tf.Ernie4_5Config(**GROUPED, head_dim=64),
+    "olmo 2": lambda: tf.Olmo2Config(**GROUPED),
+    "glm 4": lambda: tf.Glm4Config(**GROUPED, head_dim=32),
+    "gemma": lambda: tf.GemmaConfig(**GROUPED, head_dim=64),
+    "nemotron": lambda: tf.NemotronConfig(**GROUPED),
+    "phi": lambda: tf.PhiConfig(**SIZES),
+    "starcoder 2": lambda: tf.Starcoder2Config(**GROUPED),
+    "stablelm": lambda: tf.StableLmConfig(**GROUPED, use_qkv_bias=True),
+    "stablelm, parallel": lambda: tf.StableLmConfig(**GROUPED, use_parallel_residual=True),
+    "cohere": lambda: tf.CohereConfig(**GROUPED, logit_scale=0.2),
+    "cohere, norms": lambda: tf.CohereConfig(**{**GROUPED, "num_hidden_layers": 64}, use_qk_norm=True),
+    "cohere 2": lambda: tf.Cohere2Config(**EIGHT_BLOCKS, sliding_window=8),
     "qwen2": lambda: tf.Qwen2Config(**GROUPED),
     "qwen2, yarn": lambda: tf.Qwen2Config(**GROUPED, rope_parameters={**SHORT, "rope_type": "yarn", "factor": 4.0}),
     "qwen3": lambda: tf.Qwen3Config(**GROUPED, head_dim=64),
@@ -279,6 +299,13 @@ def test_data_types_of_others_are_refused_when_planned(tokens):
             lambda: tf.Gemma2Config(**GROUPED, head_dim=32, query_pre_attn_scalar=64),
             "divides scores by the root of 32, and the model by that of 64",
         ),
+        (
+            lambda: tf.SmolLM3Config(**{**GROUPED, "num_hidden_layers": 3}, no_rope_layers=[1, 0, 1]),
+            "rotates no positions in every 4th block, and here it is others",
+        ),
+        (lambda: tf.CohereConfig(**GROUPED, use_qk_norm=True), "norms of queries and keys only in models of 64 blocks"),
+        (lambda: tf.PhiConfig(**SIZES, qk_layernorm=True), "no place for what qk_layernorm=True adds"),
+        (lambda: tf.StableLmConfig(**GROUPED, qk_layernorm=True), "no place for what qk_layernorm=True adds"),
         (
             lambda: tf.Gemma3TextConfig(
                 **{**GROUPED, "num_hidden_layers": 6},

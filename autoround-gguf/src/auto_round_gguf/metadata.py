@@ -35,6 +35,9 @@ LAYERS_OF_LARGEST = {"gemma2": 46, "gemma3": 62}
 
 LOCAL_ROPE_THETA = 10000.0
 
+NORMS_FROM = {"command-r": 64}
+"""Blocks from which on llama.cpp reads norms of queries and keys: only the largest models had them."""
+
 
 def refusals(architecture: Architecture, config: Any) -> list[str]:
     """What llama.cpp would compute differently from the model, each a clause."""
@@ -53,6 +56,11 @@ def refusals(architecture: Architecture, config: Any) -> list[str]:
         ]
         if list(kinds) != wanted:
             found.append(f"it takes every {architecture.pattern}th block to see everything, and here it is others")
+    if architecture.unrotated:
+        rotates = list(getattr(config, "no_rope_layers", None) or [])  # 1 where positions are rotated
+        if rotates != [int((i + 1) % architecture.unrotated != 0) for i in range(len(rotates))]:
+            found.append(f"it rotates no positions in every {architecture.unrotated}th block, and here it is others")
+    found += [f"it has no place for what {field}=True adds" for field in architecture.absent if getattr(config, field)]
     found += _attention_refusals(architecture, config)
     if "experts" in architecture.metadata and (
         getattr(config, "decoder_sparse_step", 1) != 1 or getattr(config, "mlp_only_layers", None)
@@ -72,6 +80,9 @@ def _attention_refusals(architecture: Architecture, config: Any) -> list[str]:
         divisor = config.hidden_size / config.num_attention_heads if largest else head_size(config)
         if scalar != divisor:
             found.append(f"it divides scores by the root of {divisor:g}, and the model by that of {scalar:g}")
+    least = NORMS_FROM.get(architecture.name, 0)
+    if getattr(config, "use_qk_norm", False) and config.num_hidden_layers < least:
+        found.append(f"it reads norms of queries and keys only in models of {least} blocks or more")
     local = (getattr(config, "rope_parameters", None) or {}).get("sliding_attention")
     theta = LOCAL_ROPE_THETA if local is None else local.get("rope_theta", LOCAL_ROPE_THETA)
     if theta != LOCAL_ROPE_THETA:
@@ -153,9 +164,8 @@ def _write_head_size(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _write_layer_norm(writer: gguf.GGUFWriter, config: Any) -> None:
-    writer.add_layer_norm_eps(
-        config.layer_norm_epsilon if hasattr(config, "layer_norm_epsilon") else config.layer_norm_eps
-    )
+    names = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
+    writer.add_layer_norm_eps(next(getattr(config, name) for name in names if hasattr(config, name)))
 
 
 def _write_window(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -171,9 +181,18 @@ def _write_softcaps(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
-    writer.add_expert_count(config.num_experts)
+    many = config.num_local_experts if hasattr(config, "num_local_experts") else config.num_experts
+    writer.add_expert_count(many)
     writer.add_expert_used_count(config.num_experts_per_tok)
-    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if hasattr(config, "moe_intermediate_size"):  # else that of all layers
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
+def _write_multipliers(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
 
 
 GROUPS: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
@@ -185,6 +204,8 @@ GROUPS: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
     "window": _write_window,
     "softcaps": _write_softcaps,
     "experts": _write_experts,
+    "multipliers": _write_multipliers,
+    "logit_scale": lambda writer, config: writer.add_logit_scale(config.logit_scale),
     "parallel": lambda writer, config: writer.add_parallel_residual(config.use_parallel_residual),
 }
 """Keys that belong together, by the names architectures use for them."""

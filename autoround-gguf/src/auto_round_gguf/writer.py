@@ -143,7 +143,9 @@ class GGUFExporter:
         return mapped
 
     def _changed(self, mapped: str, rows: torch.Tensor) -> torch.Tensor:
-        change = self._architecture.changes.get(mapped.split(".")[-2])
+        stem, suffix = mapped.split(".")[-2:]
+        changes = self._architecture.changes
+        change = changes.get(stem) or changes.get(f"{stem}.{suffix}")
         return rows if change is None else CHANGES[change](rows, self._config)
 
     def _write_metadata(self) -> None:
