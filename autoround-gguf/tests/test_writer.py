@@ -36,6 +36,14 @@ MODELS = {
         **GROUPED, rope_parameters={"rope_theta": 1000.0, "rope_type": "linear", "factor": 4.0}
     ),
     "mistral": lambda: tf.MistralConfig(**GROUPED, head_dim=64),
+    "qwen2 moe": lambda: tf.Qwen2MoeConfig(
+        **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=96
+    ),
+    "olmo": lambda: tf.OlmoConfig(**GROUPED),
+    "olmo, clipped": lambda: tf.OlmoConfig(**GROUPED, clip_qkv=0.5),
+    "starcoder": lambda: tf.GPTBigCodeConfig(
+        vocab_size=VOCABULARY, n_embd=128, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+    ),
     "mixtral": lambda: tf.MixtralConfig(**GROUPED, num_local_experts=4),
     "smollm 3": lambda: tf.SmolLM3Config(**EIGHT_BLOCKS),
     "granite": lambda: tf.GraniteConfig(
@@ -289,7 +297,13 @@ def test_data_types_of_others_are_refused_when_planned(tokens):
             lambda: tf.Qwen3MoeConfig(
                 **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=False
             ),
-            "normalises the weights",
+            "it normalises the weights",
+        ),
+        (
+            lambda: tf.Qwen2MoeConfig(
+                **GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True
+            ),
+            "it does not normalise the weights of the experts that are used, and the model does",
         ),
         (
             lambda: tf.LlamaConfig(**GROUPED, rope_parameters={**SHORT, "rope_type": "dynamic", "factor": 2.0}),

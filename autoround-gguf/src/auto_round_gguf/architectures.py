@@ -27,6 +27,7 @@ class Architecture:
         activations: what llama.cpp computes between the halves of the feed-forward.
         pattern: period of the blocks with full attention among those with a window, where llama.cpp fixes it.
         unrotated: period of the blocks without rotary positions, where it fixes that.
+        normalises: whether it divides the weights of the experts that are used by their sum.
         absent: fields of a config that ask for what files of this kind have no place for.
     """
 
@@ -38,6 +39,7 @@ class Architecture:
     activations: tuple[str, ...] = ("silu", "swish")
     pattern: int = 0
     unrotated: int = 0
+    normalises: bool = True
     absent: tuple[str, ...] = ()
 
 
@@ -60,8 +62,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", metadata=("rms", "rope", "head_size")),
     "qwen3_moe": Architecture("qwen3moe", "Qwen3MoeForCausalLM", metadata=("rms", "rope", "head_size", "experts")),
+    "qwen2_moe": Architecture(
+        "qwen2moe", "Qwen2MoeForCausalLM", metadata=("rms", "rope", "experts", "shared_expert"), normalises=False
+    ),
     "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM", metadata=("rms", "rope", "head_size")),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", metadata=("rms", "rope", "head_size")),
+    "olmo": Architecture("olmo", "OlmoForCausalLM", _ROPE_PAIRS, ("plain_norm", "rope")),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
     "glm4": Architecture("glm4", "Glm4ForCausalLM", metadata=("rms", "rope", "rope_size")),
     "gemma": Architecture(
@@ -100,6 +106,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         metadata=("layer_norm",),
         dropped=(".attn.bias", ".attn.masked_bias"),
         activations=("gelu_new", "gelu", "gelu_pytorch_tanh"),
+    ),
+    "gpt_bigcode": Architecture(
+        *("starcoder", "GPTBigCodeForCausalLM"),
+        metadata=("layer_norm",),
+        dropped=(".attn.bias", ".attn.masked_bias"),
+        activations=("gelu_pytorch_tanh", "gelu_new", "gelu"),
     ),
     "gpt_neox": Architecture(
         "gptneox",

@@ -61,18 +61,23 @@ def refusals(architecture: Architecture, config: Any) -> list[str]:
         if rotates != [int((i + 1) % architecture.unrotated != 0) for i in range(len(rotates))]:
             found.append(f"it rotates no positions in every {architecture.unrotated}th block, and here it is others")
     found += [f"it has no place for what {field}=True adds" for field in architecture.absent if getattr(config, field)]
-    found += _attention_refusals(architecture, config)
-    if "experts" in architecture.metadata and (
-        getattr(config, "decoder_sparse_step", 1) != 1 or getattr(config, "mlp_only_layers", None)
-    ):
+    return [*found, *_attention_refusals(architecture, config), *_expert_refusals(architecture, config)]
+
+
+def _expert_refusals(architecture: Architecture, config: Any) -> list[str]:
+    found: list[str] = []
+    if "experts" not in architecture.metadata:
+        return found
+    if getattr(config, "decoder_sparse_step", 1) != 1 or getattr(config, "mlp_only_layers", None):
         found.append("it takes every block to have experts")
-    if "experts" in architecture.metadata and not getattr(config, "norm_topk_prob", True):
-        found.append("it normalises the weights of the experts that are used, and the model does not")
+    if getattr(config, "norm_topk_prob", True) is not architecture.normalises:
+        does, other = ("normalises", "does not") if architecture.normalises else ("does not normalise", "does")
+        found.append(f"it {does} the weights of the experts that are used, and the model {other}")
     return found
 
 
 def _attention_refusals(architecture: Architecture, config: Any) -> list[str]:
-    """What is set in Gemma's configs and has no key in a file: llama.cpp goes by the size of the model."""
+    """What is set in configs and has no key in a file: llama.cpp goes by the size of the model."""
     found = []
     scalar = getattr(config, "query_pre_attn_scalar", None)
     if scalar is not None:
@@ -195,6 +200,13 @@ def _write_multipliers(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_logit_scale(config.logits_scaling)
 
 
+def _write_plain_norm(writer: gguf.GGUFWriter, config: Any) -> None:
+    """OLMo's norms have neither weights nor an epsilon of their own; what they see may be cut off."""
+    writer.add_layer_norm_eps(1e-5)
+    if getattr(config, "clip_qkv", None):
+        writer.add_clamp_kqv(float(config.clip_qkv))
+
+
 GROUPS: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
     "rms": lambda writer, config: writer.add_layer_norm_rms_eps(config.rms_norm_eps),
     "layer_norm": _write_layer_norm,
@@ -204,6 +216,10 @@ GROUPS: dict[str, Callable[[gguf.GGUFWriter, Any], None]] = {
     "window": _write_window,
     "softcaps": _write_softcaps,
     "experts": _write_experts,
+    "shared_expert": lambda writer, config: writer.add_expert_shared_feed_forward_length(
+        config.shared_expert_intermediate_size
+    ),
+    "plain_norm": _write_plain_norm,
     "multipliers": _write_multipliers,
     "logit_scale": lambda writer, config: writer.add_logit_scale(config.logit_scale),
     "parallel": lambda writer, config: writer.add_parallel_residual(config.use_parallel_residual),
