@@ -129,6 +129,7 @@ def test_what_stays_anyhow_may_be_named_to_stay_and_not_to_change(gated, registr
         ({"q_proj": None}, "'q_proj' leads to None"),
         ({3: {"bits": 8}}, "3 is no name of layers"),
         ({"q_porj": {"bits": 8}}, "'q_porj' matches no layer; did you mean q_proj"),
+        ({"re:(": {"bits": 16}}, "'re:\\(' is no valid regular expression"),
     ],
 )
 def test_a_layer_config_of_other_things_is_refused(model_dir, registry, layer_config, told):

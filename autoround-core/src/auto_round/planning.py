@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,10 @@ def make_plan(
         UnknownNameError: a data type or scheme that no plugin offers.
     """
     linears = model.structure.linears
+    names = [info.name for info in linears]
     kept = tuple(_kept(model))
     _check_layer_config(layer_config or {})
-    overrides = select_all(
-        _without_kept(layer_config or {}, [info.name for info in linears], kept, registry),
-        [info.name for info in linears],
-    )
+    overrides = select_all(_without_kept(layer_config or {}, names, kept, registry), names)
     layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
     small = small_misfits(layers, formats, {name for name, changes in overrides.items() if changes})
     layers = [_left_alone(layer, small[layer.name]) if layer.name in small else layer for layer in layers]
@@ -154,23 +153,32 @@ def _check_layer_config(layer_config: LayerConfig) -> None:
 def _without_kept(
     layer_config: LayerConfig, linears: Sequence[str], kept: Sequence[KeptWeight], registry: Registry
 ) -> LayerConfig:
-    """The entries for linear layers: those that leave routers and embeddings alone ask for what happens anyhow.
+    """The entries without those that leave alone what stays in any case: routers, embeddings.
 
     Raises:
         PlanError: an entry that would change one.
     """
-    rest, problems = {}, []
+    stays = {one.name: one for one in kept}
+    asked, problems, exact = set(), [], set(linears)
     for key, change in layer_config.items():
-        stays = [one for one in kept if not select(key, linears)[1] and select(key, [one.name])[1]]
-        scheme = registry.scheme(change) if isinstance(change, str) else change
-        bits = scheme.get("bits") if isinstance(scheme, Mapping) else scheme.bits
-        if not stays:
-            rest[key] = change
-        elif not isinstance(bits, int) or bits < FULL_PRECISION_BITS:
-            problems.append(f"layer_config: {key!r} is {stays[0].name}, which stays as it is: {stays[0].reason}.")
+        try:
+            names = [] if key in exact or select(key, linears)[1] else select(key, [*stays])[1]
+        except re.error:
+            continue  # who looks for the layers says so
+        if names and _full_precision(change, registry):
+            asked.add(key)
+        elif names:
+            problems.append(f"layer_config: {key!r} is {names[0]}, which stays as it is: {stays[names[0]].reason}.")
     if problems:
         raise PlanError(problems)
-    return rest
+    return {key: change for key, change in layer_config.items() if key not in asked}
+
+
+def _full_precision(change: str | QuantizationScheme | Mapping[str, Any], registry: Registry) -> bool:
+    """Whether a change leaves a weight as it is, whatever the scheme was."""
+    if isinstance(change, Mapping):
+        return QuantizationScheme().replace(**change).bits >= FULL_PRECISION_BITS
+    return not (registry.scheme(change) if isinstance(change, str) else change).quantizes_weights
 
 
 def _plan_layer(
