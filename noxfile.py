@@ -32,6 +32,9 @@ INSTALL_ENV = {"UV_FIND_LINKS": FIND_LINKS} if FIND_LINKS and "UV_FIND_LINKS" no
 # Nothing here needs a hub; what asks for one is told at once that there is none. And bytecode is kept: tests start many
 # processes, each of which would compile all of transformers again.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
+# Tests run in a process for each core, with a thread each: most of them are too small for threads.
+EACH_CORE = ("-n", "auto")
+ONE_THREAD = OFFLINE | {"OMP_NUM_THREADS": "1"}
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -59,8 +62,9 @@ def tests(session: nox.Session, which: str) -> None:
     """All tests: of all distributions together, of core alone, of each family with core and nothing else."""
     tested = list(DISTRIBUTIONS) if which == "together" else [which]
     installed = list(DISTRIBUTIONS) if which == "together" else with_core(which)
-    install(session, *(f"./{DISTRIBUTIONS[name]}" for name in installed), *test_requirements(tested))
-    session.run("pytest", *(f"{DISTRIBUTIONS[name]}/tests" for name in tested), *session.posargs, env=OFFLINE)
+    install(session, *(f"./{DISTRIBUTIONS[name]}" for name in installed), *test_requirements(tested), "pytest-xdist")
+    folders = (f"{DISTRIBUTIONS[name]}/tests" for name in tested)
+    session.run("pytest", *EACH_CORE, *folders, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(reuse_venv=True)
@@ -68,8 +72,7 @@ def unit(session: nox.Session) -> None:
     """The tests that take no time, on the sources as they are: for while you write."""
     editable = [argument for folder in DISTRIBUTIONS.values() for argument in ("-e", f"./{folder}")]
     install(session, *editable, *test_requirements(list(DISTRIBUTIONS)), "pytest-xdist")
-    # A process for each core, with a thread each.
-    session.run("pytest", "-m", "not slow", "-n", "auto", *session.posargs, env=OFFLINE | {"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-m", "not slow", *EACH_CORE, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(reuse_venv=True)
