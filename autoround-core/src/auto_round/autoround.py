@@ -135,7 +135,8 @@ class AutoRound:
         if options:
             name = next(iter(options))
             known = {*_TUNING, *_SCHEME, *AutoRound.__init__.__annotations__}
-            told = f": {instead_of(name)}." if instead_of(name) else did_you_mean(name, known)
+            instead = instead_of(name)
+            told = f": {instead}." if instead else did_you_mean(name, known)
             raise UnknownOptionError(f"AutoRound has no option {name!r}{told}")
         tuning |= {"search": False} if disable_opt_rtn else {}
         if enable_alg_ext and tuning.setdefault("recipe", "best") != "best":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from auto_round.errors import PlanError, SchemeError
@@ -14,7 +14,7 @@ from auto_round.plan import CachePlan, KeptWeight, LayerSpec, Plan
 from auto_round.runtimes import runtime_notes
 from auto_round.schemes import FULL_PRECISION_BITS, LayerPlace, QuantizationScheme
 from auto_round.selectors import select, select_all
-from auto_round.small_layers import small_misfits
+from auto_round.small_layers import Refusals, small_misfits
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerConfig", "choose_scheme", "make_plan", "with_ignored"]
 
-LayerConfig = Mapping[str, str | QuantizationScheme | Mapping[str, Any]]
+Change = str | QuantizationScheme | Mapping[str, Any]
+
+LayerConfig = Mapping[str, Change]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
 
 STACKED = "many matrices in one tensor, kept in a way that is not known"
@@ -108,10 +110,16 @@ def make_plan(
     _check_layer_config(layer_config or {})
     overrides = select_all(_without_kept(layer_config or {}, names, kept, registry), names)
     layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
-    small = small_misfits(layers, formats, {name for name, changes in overrides.items() if changes})
+    refusals = {
+        (layer.name, output_format.name): output_format.refuses(layer)
+        for layer in layers
+        if layer.quantized
+        for output_format in formats
+    }
+    small = small_misfits(layers, formats, refusals, {name for name, changes in overrides.items() if changes})
     layers = [_left_alone(layer, small[layer.name]) if layer.name in small else layer for layer in layers]
     refused: dict[str, list[str]] = {}
-    layers = [_with_format(layer, formats, refused) for layer in layers]
+    layers = [_with_format(layer, formats, refusals, refused) for layer in layers]
     plan = Plan(
         model=model.name,
         architecture=model.architecture,
@@ -165,7 +173,7 @@ def _without_kept(
             names = [] if key in exact or select(key, linears)[1] else select(key, [*stays])[1]
         except re.error:
             continue  # who looks for the layers says so
-        if names and _full_precision(change, registry):
+        if names and not _changed(QuantizationScheme(), change, registry).quantizes_weights:
             asked.add(key)
         elif names:
             problems.append(f"layer_config: {key!r} is {names[0]}, which stays as it is: {stays[names[0]].reason}.")
@@ -174,30 +182,24 @@ def _without_kept(
     return {key: change for key, change in layer_config.items() if key not in asked}
 
 
-def _full_precision(change: str | QuantizationScheme | Mapping[str, Any], registry: Registry) -> bool:
-    """Whether a change leaves a weight as it is, whatever the scheme was."""
-    if isinstance(change, Mapping):
-        return QuantizationScheme().replace(**change).bits >= FULL_PRECISION_BITS
-    return not (registry.scheme(change) if isinstance(change, str) else change).quantizes_weights
+def _changed(scheme: QuantizationScheme, change: Change, registry: Registry) -> QuantizationScheme:
+    """A scheme after one entry of a layer configuration."""
+    if isinstance(change, str):
+        return registry.scheme(change)
+    return change if isinstance(change, QuantizationScheme) else scheme.replace(**change)
 
 
 def _plan_layer(
     model: OpenModel,
     info: LinearInfo,
     scheme: QuantizationScheme,
-    overrides: Iterable[str | QuantizationScheme | Mapping[str, Any]],
+    overrides: Sequence[Change],
     registry: Registry,
     head: bool,
 ) -> LayerSpec:
-    overrides = list(overrides)
     scheme = scheme.for_layer(_place(model, info))
     for change in overrides:
-        if isinstance(change, str):
-            scheme = registry.scheme(change)
-        elif isinstance(change, QuantizationScheme):
-            scheme = change
-        else:
-            scheme = scheme.replace(**change)
+        scheme = _changed(scheme, change, registry)
     dtype = model.stored_dtype(info.name)
     spec = LayerSpec(
         info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved(),
@@ -311,14 +313,16 @@ def _place(model: OpenModel, info: LinearInfo) -> LayerPlace:
     )
 
 
-def _with_format(layer: LayerSpec, formats: Sequence[OutputFormat], refused: dict[str, list[str]]) -> LayerSpec:
+def _with_format(
+    layer: LayerSpec, formats: Sequence[OutputFormat], refusals: Refusals, refused: dict[str, list[str]]
+) -> LayerSpec:
     """Fix the dtype of the layer's scales to what the formats store, and collect what they refuse, by reason."""
     if not layer.quantized:
         return layer
     wanted: dict[torch.dtype, str] = {}
     for output_format in formats:
         held = not layer.fused or output_format.own_names or output_format.joins
-        refusal = output_format.refuses(layer) if held else FUSED
+        refusal = refusals[layer.name, output_format.name] if held else FUSED
         if refusal:
             refused.setdefault(f"format {output_format.name} cannot hold it: {refusal}", []).append(layer.name)
             continue

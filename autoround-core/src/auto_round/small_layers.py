@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from auto_round.runtimes import computed_with, misfit
@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from auto_round.export import OutputFormat
     from auto_round.plan import LayerSpec
 
-__all__ = ["small_misfits"]
+__all__ = ["Refusals", "small_misfits"]
+
+Refusals = Mapping[tuple[str, str], str | None]
+"""By the names of a layer and a format: why the format cannot hold the layer, None if it can."""
 
 SMALL = 0.01
 """Share of a block's weights that may stay at full precision without being asked for: a few MB in a GB."""
 
 
 def small_misfits(
-    layers: Sequence[LayerSpec], formats: Sequence[OutputFormat], named: Container[str]
+    layers: Sequence[LayerSpec], formats: Sequence[OutputFormat], refusals: Refusals, named: Container[str]
 ) -> dict[str, str]:
     """Names of the layers that a format or one of its runtimes cannot take, and why, if they are next to nothing.
 
@@ -29,13 +32,14 @@ def small_misfits(
 
     Args:
         layers: as planned before formats were asked.
+        refusals: of every layer that is to be quantized.
         named: layers for which the user said what to do.
     """
     reasons = {
         layer.name: reason
         for layer in layers
         if layer.quantized and layer.block is not None and layer.name not in named
-        for reason in [_reason(layer, formats)]
+        for reason in [_reason(layer, formats, refusals)]
         if reason
     }
     weights: dict[str | None, int] = {}
@@ -54,9 +58,9 @@ def small_misfits(
     }
 
 
-def _reason(layer: LayerSpec, formats: Sequence[OutputFormat]) -> str | None:
+def _reason(layer: LayerSpec, formats: Sequence[OutputFormat], refusals: Refusals) -> str | None:
     for output_format in formats:
-        refusal = output_format.refuses(layer)
+        refusal = refusals[layer.name, output_format.name]
         if refusal:
             return f"format {output_format.name} cannot hold it: {refusal}"
         missed = misfit(layer, output_format)

@@ -48,9 +48,11 @@ _NORMS = ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "outp
 _ONE_MORE = {f"{norm}.weight": "add_one" for norm in _NORMS}
 
 _LLAMA_KEYS = ("rms", "rope", "rope_size", "head_size")
-_GEMMA_KEYS = ("rms", "rope", "head_size", "window")
+_HEAD_KEYS = ("rms", "rope", "head_size")
+_GEMMA_KEYS = (*_HEAD_KEYS, "window")
 _TANH = ("gelu_pytorch_tanh",)
 _NORM_KEYS = ("layer_norm", "rope")
+_MASKS = (".attn.bias", ".attn.masked_bias")
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("llama", "LlamaForCausalLM", _ROPE_PAIRS, _LLAMA_KEYS),
@@ -60,19 +62,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": Architecture("granite", "GraniteForCausalLM", _ROPE_PAIRS, (*_LLAMA_KEYS, "multipliers")),
     "arcee": Architecture("arcee", "ArceeForCausalLM", _ROPE_PAIRS, _LLAMA_KEYS, activations=("relu2",)),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", metadata=("rms", "rope", "head_size")),
-    "qwen3_moe": Architecture("qwen3moe", "Qwen3MoeForCausalLM", metadata=("rms", "rope", "head_size", "experts")),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", metadata=_HEAD_KEYS),
+    "qwen3_moe": Architecture("qwen3moe", "Qwen3MoeForCausalLM", metadata=(*_HEAD_KEYS, "experts")),
     "qwen2_moe": Architecture(
         "qwen2moe", "Qwen2MoeForCausalLM", metadata=("rms", "rope", "experts", "shared_expert"), normalises=False
     ),
-    "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM", metadata=("rms", "rope", "head_size")),
-    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", metadata=("rms", "rope", "head_size")),
+    "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM", metadata=_HEAD_KEYS),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", metadata=_HEAD_KEYS),
     "olmo": Architecture("olmo", "OlmoForCausalLM", _ROPE_PAIRS, ("plain_norm", "rope")),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
     "glm4": Architecture("glm4", "Glm4ForCausalLM", metadata=("rms", "rope", "rope_size")),
-    "gemma": Architecture(
-        *("gemma", "GemmaForCausalLM", _ONE_MORE, ("rms", "rope", "head_size")), activations=(*_TANH, "gelu")
-    ),
+    "gemma": Architecture(*("gemma", "GemmaForCausalLM", _ONE_MORE, _HEAD_KEYS), activations=(*_TANH, "gelu")),
     "gemma2": Architecture(
         *("gemma2", "Gemma2ForCausalLM", _ONE_MORE, (*_GEMMA_KEYS, "softcaps")), activations=_TANH, pattern=2
     ),
@@ -104,20 +104,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         "gpt2",
         "GPT2LMHeadModel",
         metadata=("layer_norm",),
-        dropped=(".attn.bias", ".attn.masked_bias"),
+        dropped=_MASKS,
         activations=("gelu_new", "gelu", "gelu_pytorch_tanh"),
     ),
     "gpt_bigcode": Architecture(
         *("starcoder", "GPTBigCodeForCausalLM"),
         metadata=("layer_norm",),
-        dropped=(".attn.bias", ".attn.masked_bias"),
+        dropped=_MASKS,
         activations=("gelu_pytorch_tanh", "gelu_new", "gelu"),
     ),
     "gpt_neox": Architecture(
         "gptneox",
         "GPTNeoXForCausalLM",
         {"attn_qkv": "split_heads"},
-        ("layer_norm", "rope", "rope_size", "parallel"),
+        (*_NORM_KEYS, "rope_size", "parallel"),
         dropped=("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"),
         activations=("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"),
     ),

@@ -186,8 +186,7 @@ def _write_softcaps(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
-    many = config.num_local_experts if hasattr(config, "num_local_experts") else config.num_experts
-    writer.add_expert_count(many)
+    writer.add_expert_count(config.num_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
     if hasattr(config, "moe_intermediate_size"):  # else that of all layers
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
