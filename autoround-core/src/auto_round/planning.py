@@ -108,7 +108,8 @@ def make_plan(
     names = [info.name for info in linears]
     kept = tuple(_kept(model))
     _check_layer_config(layer_config or {})
-    overrides = select_all(_without_kept(layer_config or {}, names, kept, registry), names)
+    apart = {info.name for info in linears if _told_apart(model, info)}
+    overrides = select_all(_without_kept(layer_config or {}, names, kept, registry), names, aside=apart)
     layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
     refusals = {
         (layer.name, output_format.name): output_format.refuses(layer)
@@ -211,8 +212,9 @@ def _plan_layer(
     if info.block is None and not overrides and not (head and info.head):
         where = "tied to the input embedding" if info.tied else "outside the blocks"
         return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
-    if info.shape[0] == 1 and not overrides:
-        return dataclasses.replace(spec, reason="a gate of one output; name it in layer_config to quantize it")
+    apart = _told_apart(model, info)
+    if apart and not overrides:
+        return dataclasses.replace(spec, reason=f"{apart}; name it in layer_config to quantize it")
     if info.own_forward is not None:
         return dataclasses.replace(spec, reason=f"{info.own_forward} computes something else than a linear layer")
     data_type = registry.data_type_for(scheme)
@@ -225,6 +227,14 @@ def _plan_layer(
     return dataclasses.replace(
         spec, data_type=data_type, activation=activation, shares=model.shared_inputs.get(info.name, (info.name,))
     )
+
+
+def _told_apart(model: OpenModel, info: LinearInfo) -> str | None:
+    """What makes a layer one of those that stay as they are unless they are named themselves, None if nothing does."""
+    if info.shape[0] == 1:
+        return "a gate of one output"
+    chooser = model.watched.choosers.get(info.name)
+    return None if chooser is None else f"a part of {chooser}, which chooses what is computed"
 
 
 def _plan_activation(spec: LayerSpec, registry: Registry, *, grouped: bool) -> DataType:

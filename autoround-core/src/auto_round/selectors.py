@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TypeVar
 
 from auto_round.errors import PlanError
@@ -28,8 +28,13 @@ _GLOB = re.compile(r"[*?\[]")
 _REGEX = re.compile(r"[\\^$()|+*?\[{]")
 
 
-def select_all(entries: Mapping[str, Value], names: Sequence[str]) -> dict[str, list[Value]]:
+def select_all(
+    entries: Mapping[str, Value], names: Sequence[str], *, aside: Container[str] = ()
+) -> dict[str, list[Value]]:
     """For every layer the values of the keys that mean it, the most general first, so that the last one decides.
+
+    Args:
+        aside: layers that are meant only by keys that mean no others.
 
     Raises:
         PlanError: keys that match no layer, or are no valid regular expression.
@@ -47,7 +52,7 @@ def select_all(entries: Mapping[str, Value], names: Sequence[str]) -> dict[str, 
             problems.append(
                 f"layer_config: {key!r} matches no layer{did_you_mean(key, [*names, *sorted(parts)]) or '.'}"
             )
-        for name in matched:
+        for name in [name for name in matched if name not in aside] or matched:
             found[name].append((rank, value))
     if problems:
         raise PlanError(problems)

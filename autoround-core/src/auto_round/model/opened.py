@@ -19,9 +19,9 @@ from auto_round.model.experts import experts_of, fused_tensors, split_experts
 from auto_round.model.file_names import as_in_files, file_names
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, WeightReader
-from auto_round.model.shared_inputs import find_shared_inputs
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
+from auto_round.model.watched import Watched, watch
 from auto_round.model.weights import (
     BUILDING,
     OUTSIDE,
@@ -73,10 +73,14 @@ class OpenModel:
         return type(self.model).__name__
 
     @functools.cached_property
+    def watched(self) -> Watched:
+        """What a forward pass tells of the linear layers."""
+        return watch(self.model, [info.name for info in self.structure.linears])
+
+    @functools.cached_property
     def shared_inputs(self) -> dict[str, tuple[str, ...]]:
         """For each linear layer the layers that receive the same input, itself among them."""
-        groups = find_shared_inputs(self.model, [info.name for info in self.structure.linears])
-        return {name: group for group in groups for name in group}
+        return {name: group for group in self.watched.groups for name in group}
 
     @functools.cached_property
     def file_names(self) -> dict[str, str | None]:
