@@ -54,7 +54,9 @@ def score_vllm(checkpoint: str, ids: list[list[int]]) -> list[float]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     from vllm import LLM, SamplingParams
+    from vllm_emulated import register_emulations
 
+    register_emulations()
     limits = {"max_model_len": WINDOW + 1, "max_num_seqs": 1, "max_num_batched_tokens": WINDOW + 1}
     model = LLM(model=checkpoint, dtype="bfloat16", enforce_eager=True, **limits)
     wanted = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)

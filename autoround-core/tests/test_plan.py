@@ -214,6 +214,9 @@ class Known(DataType):
         Runtime("another", "2.0", "auto_round", multiple=64),
         Runtime("a third", "3.0", "auto_round", limits={"group_size": (16,)}, needs="its option loud"),
         Runtime("a third", "3.0", "auto_round", limits={"group_size": (32,)}),
+        Runtime("a fourth", "4.0", "auto_round", limits={"bits": (4, 6), "group_size": (64,)}),
+        Runtime("a fourth", "4.0", "auto_round", limits={"bits": (2,), "group_size": (16,)}),
+        Runtime("a fourth", "4.0", "auto_round", limits={"bits": (3,), "group_size": (16,)}),
     )
 
     def quant_tensor(self, tensor):
@@ -235,6 +238,13 @@ class KnownPlugin:
             [
                 "some runtime will not load .* and 13 more .* group_size=16, and it takes 32, 64 .use 32.",
                 "a third loads .* and 13 more in format auto_round with its option loud",
+                r"a fourth will not load .* and 13 more in format auto_round: group_size=16, and it takes 64\.",
+            ],
+        ),
+        (
+            {"group_size": 16, "bits": 8},
+            [  # of the records that come closest, whatever their order
+                r"a fourth will not load .* and 13 more in format auto_round: bits=8, and it takes 2, 3\.",
             ],
         ),
         (

@@ -49,7 +49,7 @@ def test_what_is_loaded_is_what_was_tuned(tmp_path, tokens, scheme):
     job = AutoRound(save_model(tmp_path / "model"), scheme=scheme, dataset=tokens, iters=3, **QUICK)
     tuned, _ = job.quantize_and_save(tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
-    assert config["packing_format"] == ("auto_round:mx_int" if "INT" in scheme else "auto_round:mx_fp")
+    assert config["packing_format"] == ("auto_round:mx_int" if "INT" in scheme else "auto_round:llm_compressor")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", device_map="cpu")
     packed = {n: m for n, m in loaded.named_modules() if isinstance(m, PackedLinear)}
     assert len(packed) == 14

@@ -71,9 +71,17 @@ def _obstacles(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterato
     if not records:
         yield f"it does not know {layer.data_type.name}"
         return
-    reasons = [obstacle(layer, record) for record in records]
-    if all(reasons):
-        yield str(reasons[0])
+    if all(obstacle(layer, record) for record in records):
+        yield _of_the_nearest(layer, records)
+
+
+def _of_the_nearest(layer: LayerSpec, records: Sequence[Runtime]) -> str:
+    """What stands against the record that comes closest, or against several that come equally close."""
+    least = min((_beyond(layer, record) for record in records), key=len)
+    near = [record for record in records if _beyond(layer, record) == least]
+    if least:
+        return _beyond_told(layer, least[0], near)
+    return str(obstacle(layer, near[0]))
 
 
 def _needs(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
@@ -93,7 +101,7 @@ def misfit(layer: LayerSpec, output_format: OutputFormat) -> str | None:
     """Which runtime of a format would take a layer if it had another shape; None if all take it, or none ever would."""
     assert layer.data_type is not None
     for name in dict.fromkeys(record.name for record in layer.data_type.runtimes):
-        near = [r for r in _records(layer, name, output_format.name) if _outside_limits(layer, r) is None]
+        near = [r for r in _records(layer, name, output_format.name) if not _beyond(layer, r)]
         if near and all(_uneven(layer, record) for record in near):
             return f"{name} in format {output_format.name} takes multiples of {near[0].multiple}, not {layer.shape}"
     return None
@@ -108,9 +116,9 @@ def computed_with(layer: LayerSpec) -> frozenset[str]:
 
 def obstacle(layer: LayerSpec, record: Runtime) -> str | None:
     """Why a record does not take a layer, None if it does."""
-    beyond = _outside_limits(layer, record)
+    beyond = _beyond(layer, record)
     if beyond:
-        return beyond
+        return _beyond_told(layer, beyond[0], [record])
     if layer.expert and not record.experts:
         return "it does not read routed experts that are stored so"
     if _uneven(layer, record):
@@ -122,13 +130,15 @@ def _uneven(layer: LayerSpec, record: Runtime) -> bool:
     return any(side % record.multiple for side in layer.shape)
 
 
-def _outside_limits(layer: LayerSpec, record: Runtime) -> str | None:
-    for field_name, allowed in record.limits.items():
-        value = getattr(layer.scheme, field_name)
-        if value not in allowed:
-            told = f"{field_name}={value}, and it takes {', '.join(map(str, allowed))}"
-            return f"{told} ({record.note})" if record.note else told
-    return None
+def _beyond(layer: LayerSpec, record: Runtime) -> list[str]:
+    """Fields of a layer's scheme whose values a record does not take."""
+    return [name for name, allowed in record.limits.items() if getattr(layer.scheme, name) not in allowed]
+
+
+def _beyond_told(layer: LayerSpec, name: str, records: Sequence[Runtime]) -> str:
+    allowed = dict.fromkeys(value for record in records for value in record.limits[name] if value is not None)
+    told = f"{name}={getattr(layer.scheme, name)}, and it takes {', '.join(map(str, allowed))}"
+    return f"{told} ({records[0].note})" if records[0].note else told
 
 
 def _torn_apart(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, str]]:

@@ -113,6 +113,18 @@ def test_formats_and_packings_are_checked_too(site):
         site.registry(allow=["emca"]).output_format("acme:packed")
 
 
+@pytest.mark.parametrize("recorded", ["acme:old", "acme:new"])
+def test_files_can_only_record_a_name_that_is_found_again(site, recorded):
+    named = "LazyPacking('acme:packed', 'acme_out:Acmepacking', format='acmeformat')"
+    text = PACKING.replace('format = "acmeformat"', f'format = "acmeformat"\n    recorded_as = "{recorded}"')
+    site.add("autoround-acme", f"{HOOKS}[{named}]", acme_out=text)
+    if recorded == "acme:old":
+        assert site.registry().packing("acme:packed").recorded_as == recorded
+    else:
+        with pytest.raises(ContractError, match="Acmepacking.recorded_as must be one of its aliases"):
+            site.registry().packing("acme:packed")
+
+
 def test_packings_of_a_format_and_aliases(site, caplog):
     named = "LazyPacking('acme:packed', 'acme_out:Acmepacking', format='acmeformat')"
     missing = "LazyPacking('acme:bad', 'acme_out:Nothing', format='acmeformat')"

@@ -3,7 +3,8 @@
 
 What CPUs load was tried; what vLLM loads on GPUs was read in its source and not tried.
 
-Of several records of one runtime and format, the first one that says why it does not take a layer is shown: the widest.
+Of several records of one runtime and format, the one that comes closest to a layer says why it does not take it; the
+first, if several do.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from auto_round.data_type import Bounds, Codes, DataType, Runtime
+from auto_round.data_type import Bounds, Codes, DataType
 from auto_round.data_type.grouping import group_count, groups_stack
 from auto_round.errors import SchemeError
 from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
@@ -20,6 +20,7 @@ from auto_round_mxfp.exponents import power_of_two
 from auto_round_mxfp.fused import quantize_dequantize
 from auto_round_mxfp.names import DATA_TYPES, Name
 from auto_round_mxfp.rounding import codes_of, values_of
+from auto_round_mxfp.runtimes import RUNTIMES
 from auto_round_mxfp.search import searched_scale
 
 if TYPE_CHECKING:
@@ -28,26 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Microscaling"]
 
 SCALE_BITS = 8
-
-COMPRESSED = "with compressed-tensors 0.20; elements e2m1, e2m3 and e4m3; computes in the checkpoint's dtype only"
-
-RUNTIMES = (
-    Runtime("transformers", "5.23", "auto_round", note="every element format, through this package"),
-    Runtime("transformers", "5.23", "llm_compressor", limits={"bits": (4,), "group_size": (32,)}, note=COMPRESSED),
-    Runtime(
-        *("transformers", "5.23", "llm_compressor"),
-        limits={"bits": (6, 8), "group_size": (32,)},
-        note=COMPRESSED,
-        experts=False,
-    ),
-    Runtime(
-        "transformers",
-        "5.23",
-        "mxfp4",
-        limits={"bits": (4,), "group_size": (32,)},
-        note="gpt-oss models; decodes experts unless the packages triton and kernels are there to compute with them",
-    ),
-)
 
 
 class Microscaling(DataType):

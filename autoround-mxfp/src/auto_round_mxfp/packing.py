@@ -9,7 +9,8 @@
 
 Floating point codes are sign and magnitude; so are whole numbers of four bits (as in the files that exist), while those
 of 8 and 2 bits are two's complement. Existing MXFP4 and MXFP8 files have the same tensors and call the layout
-`auto_round:llm_compressor`, a name that they share with other families' layouts; the data type tells them apart.
+`auto_round:llm_compressor`, a name that they share with other families' layouts; the data type tells them apart. It is
+the one that vLLM asks for, so floating point elements are recorded under it here, too.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class MxFp(MicroscalingPacking):
     name = "auto_round:mx_fp"
     format = "auto_round"
     aliases = ("auto_round:llm_compressor",)
+    recorded_as = "auto_round:llm_compressor"
     elements = (E2M1, E2M3, E3M2, E4M3)
 
 

@@ -77,7 +77,8 @@ class AutoRoundFormat(ContainerFormat):
         fields = layer.scheme.to_dict()
         if not layer.scheme.quantizes_activations:
             fields = {key: value for key, value in fields.items() if not key.startswith("act_")}
-        return {**fields, "packing_format": self.packing(layer).name}
+        packing = self.packing(layer)
+        return {**fields, "packing_format": packing.recorded_as or packing.name}
 
     def _provenance(self, plan: Plan) -> dict[str, dict[str, str]]:
         """For each data type the distribution and version that made it, so that a loader can say what to install."""

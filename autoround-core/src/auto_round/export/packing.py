@@ -26,11 +26,13 @@ class Packing(ABC):
         name: what files record, e.g. as `packing_format`; a wire format, its bytes never change.
         format: name of the container.
         aliases: other names under which existing files record the same bytes.
+        recorded_as: which of the aliases new files record instead of the name, where readers know only that one.
     """
 
     name: str
     format: str
     aliases: tuple[str, ...] = ()
+    recorded_as: str | None = None
 
     @abstractmethod
     def refuses(self, data_type: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> str | None:

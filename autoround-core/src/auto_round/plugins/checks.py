@@ -89,7 +89,7 @@ def check_data_type(data_type: DataType) -> None:
 
 
 def check_packing(packing: Packing) -> None:
-    """Refuse a packing that does not say where it belongs, or whose aliases are not names.
+    """Refuse a packing that does not say where it belongs, or whose other names are none by which it is found again.
 
     Raises:
         ContractError: saying which.
@@ -98,3 +98,5 @@ def check_packing(packing: Packing) -> None:
         raise ContractError(f"{type(packing).__name__} does not say for which format it is: set `format`.")
     if isinstance(packing.aliases, str) or not all(isinstance(a, str) and a.strip() for a in packing.aliases):
         raise ContractError(f"{type(packing).__name__}.aliases must be a tuple of names, not {packing.aliases!r}.")
+    if packing.recorded_as not in (None, *packing.aliases):
+        raise ContractError(f"{type(packing).__name__}.recorded_as must be one of its aliases.")
