@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 from auto_round.data_type import Runtime
 
@@ -15,17 +15,11 @@ GPT_OSS = "gpt-oss models; decodes experts unless the packages triton and kernel
 VLLM = "MXFP4 and MXFP8; inputs are rounded from compute capability 10 on, with schemes of A16, too, and else never"
 
 
-def _vllm(container: str, **eight: tuple[str | None, ...]) -> Iterator[Runtime]:
-    """What vLLM's source says. It has no kernel for CPUs, but was seen to read both containers with one given to it.
-
-    Args:
-        eight: what else limits elements of 8 bits.
-    """
-    common = {"group_size": BLOCK, "data_type": ("mx_fp", "mx_fp4", "mx_fp8")}
-    for bits, more in ((4, {}), (8, eight)):
-        limits = {"bits": (bits,), "act_bits": (bits, 16), **common, **more}
-        yield Runtime("vllm", "0.32", container, ("cuda",), limits, fuses=True, note=VLLM)
-
+# What vLLM's source says. It has no kernel for CPUs, but was seen to read both containers with one given to it.
+ON_GPUS: dict[str, Any] = {"minimum": "0.32", "devices": ("cuda",), "fuses": True, "note": VLLM}
+E2M1_OR_E4M3: dict[str, tuple[Any, ...]] = {"group_size": BLOCK, "data_type": ("mx_fp", "mx_fp4", "mx_fp8")}
+FOUR = {"bits": (4,), "act_bits": (4, 16), **E2M1_OR_E4M3}
+EIGHT = {"bits": (8,), "act_bits": (8, 16), **E2M1_OR_E4M3}
 
 RUNTIMES = (
     Runtime("transformers", "5.23", "auto_round", note="every element format, through this package"),
@@ -37,6 +31,9 @@ RUNTIMES = (
         experts=False,
     ),
     Runtime("transformers", "5.23", "mxfp4", limits={"bits": (4,), "group_size": BLOCK}, note=GPT_OSS),
-    *_vllm("llm_compressor"),
-    *_vllm("auto_round", act_data_type=("mx_fp", None)),
+    Runtime("vllm", format="llm_compressor", limits=FOUR, **ON_GPUS),
+    Runtime("vllm", format="llm_compressor", limits=EIGHT, **ON_GPUS),
+    Runtime("vllm", format="auto_round", limits=FOUR, **ON_GPUS),
+    # Experts of 8 bits lie there in a way that only this package reads, see `auto_round.export.container`.
+    Runtime("vllm", format="auto_round", limits={**EIGHT, "act_data_type": ("mx_fp", None)}, experts=False, **ON_GPUS),
 )
