@@ -15,6 +15,7 @@ from transformers import (
     GraniteMoeConfig,
     LlamaConfig,
     MixtralConfig,
+    NemotronHConfig,
     PhimoeConfig,
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
@@ -201,6 +202,11 @@ DEEPSEEK = {
     "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
     "first_k_dense_replace": 1, "num_key_value_heads": 4,
 }  # fmt: skip
+HYBRID = {
+    **{name: EXPERTS[name] for name in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")},
+    "intermediate_size": 48, "head_dim": 16, "layers_block_type": ["attention", "mlp"], "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 64,
+}  # fmt: skip
 ARCHITECTURES = {
     "llama": LlamaConfig(**SMALL, tie_word_embeddings=False),
     "tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
@@ -216,6 +222,7 @@ ARCHITECTURES = {
     "phimoe": PhimoeConfig(**EXPERTS, num_local_experts=4),  # routers under other names, too
     "granitemoe": GraniteMoeConfig(**EXPERTS, num_local_experts=4),  # in one tensor of another name
     "deepseek": DeepseekV3Config(**{**EXPERTS, **DEEPSEEK}),  # has a stored buffer, kept in float32
+    "nemotron_h": NemotronHConfig(**HYBRID),  # all blocks under other names
 }
 """Small models of every way in which weights lie in files."""
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How names of data types, schemes, formats and plugins compare, and how many are told, the same way everywhere."""
+"""How names of data types, schemes, formats, plugins and layers compare, and how many are told, everywhere the same."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["and_more", "did_you_mean", "nearest", "normalise"]
+__all__ = ["and_more", "did_you_mean", "nearest", "normalise", "prefix_change"]
 
 
 def normalise(name: str) -> str:
@@ -27,3 +27,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def and_more(names: Sequence[str]) -> str:
     """The first of some names and how many follow, for a sentence about all of them."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def prefix_change(names: Mapping[str, str | None]) -> tuple[str, str]:
+    """What stands before the blocks of a model in names, and what does in other names of the same; often nothing twice.
+
+    Args:
+        names: of layers, `model.layers.0.up_proj`, to their other names, `model.language_model.layers.0.up_proj`; None
+            where there is none.
+    """
+    for name, other in names.items():
+        if other is None or other == name:
+            continue
+        before, instead, same = name.split("."), other.split("."), []
+        while before and instead and before[-1] == instead[-1]:
+            same.append(before.pop())
+            del instead[-1]
+        numbered = [any(part.isdigit() for part in parts) for parts in (before, same)]
+        if numbered == [False, True]:  # else something within blocks, or outside of them, has another name
+            return "".join(f"{part}." for part in before), "".join(f"{part}." for part in instead)
+    return "", ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from auto_round.names import prefix_change
 from auto_round.schemes import QuantizationScheme
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LayerSpec:
         reason: why it is left alone, "" if it is not.
         expert: whether it belongs to a routed expert.
         fused: whether files have it in one tensor with others.
-        file_name: what files call it, None where that is its own name, or it is fused.
+        file_name: what files call it, or would if it lay there alone; None where that is its own name.
     """
 
     name: str
@@ -58,6 +59,11 @@ class LayerSpec:
     def stored_name(self) -> str:
         """What runtimes know it by that build their modules after the files."""
         return self.file_name or self.name
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether it is gate and up of an expert in one, which nobody reads who has experts one by one."""
+        return self.fused and self.name.endswith(".gate_up_proj")
 
     @property
     def quantized(self) -> bool:
@@ -177,9 +183,15 @@ class Plan:
         return self.blocks[0].rpartition(".")[0]
 
     @property
+    def block_lists(self) -> tuple[str, ...]:
+        """Name of that list, and what files call it where that is something else."""
+        before, instead = prefix_change({layer.name: layer.stored_name for layer in self.layers if not layer.expert})
+        return tuple(dict.fromkeys((self.block_list, instead + f"{self.block_list}.".removeprefix(before).rstrip("."))))
+
+    @property
     def left_in_blocks(self) -> tuple[str, ...]:
         """Those of `left_alone` that lie in blocks, for loaders that take everything there for quantized."""
-        return tuple(name for name in self.left_alone if name.startswith(f"{self.block_list}."))
+        return tuple(name for name in self.left_alone if name.startswith(tuple(f"{x}." for x in self.block_lists)))
 
     @property
     def output_bytes(self) -> int:

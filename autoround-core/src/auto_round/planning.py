@@ -33,7 +33,7 @@ LayerConfig = Mapping[str, Change]
 """Which layers to treat differently (see `selectors`) and how: a scheme by name, a scheme, or fields to change."""
 
 STACKED = "many matrices in one tensor, kept in a way that is not known"
-FUSED = "readers know the experts of this model in one tensor; format auto_round keeps them apart, and fake joins them"
+INTERLEAVED = "its readers know these experts in one tensor, gate and up row by row; take format auto_round or fake"
 
 
 def choose_scheme(
@@ -300,7 +300,7 @@ def _told_small(small: Mapping[str, str]) -> list[str]:
 
 def _other_name(model: OpenModel, layer: str) -> str | None:
     """What files call a layer, if that is not what the model calls it."""
-    name = model.file_names[layer]
+    name = model.name_in_files(layer)
     return None if name == layer else name
 
 
@@ -331,8 +331,8 @@ def _with_format(
         return layer
     wanted: dict[torch.dtype, str] = {}
     for output_format in formats:
-        held = not layer.fused or output_format.own_names or output_format.joins
-        refusal = refusals[layer.name, output_format.name] if held else FUSED
+        held = not layer.interleaved or output_format.own_names or output_format.joins or output_format.takes_apart
+        refusal = refusals[layer.name, output_format.name] if held else INTERLEAVED
         if refusal:
             refused.setdefault(f"format {output_format.name} cannot hold it: {refusal}", []).append(layer.name)
             continue

@@ -49,7 +49,7 @@ def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) 
         for name, runtime in known.items():
             obstacles: dict[str, list[str]] = {}
             for layer in layers:
-                for found in _obstacles(layer, name, output_format.name):
+                for found in _obstacles(layer, name, output_format):
                     obstacles.setdefault(found, []).append(layer.name)
             if runtime.fuses:
                 for first, other in _torn_apart(layers):
@@ -64,14 +64,16 @@ def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) 
                 yield f"{name} loads {and_more(names)} in format {output_format.name} with {need}."
 
 
-def _obstacles(layer: LayerSpec, runtime_name: str, format_name: str) -> Iterator[str]:
+def _obstacles(layer: LayerSpec, runtime_name: str, output_format: OutputFormat) -> Iterator[str]:
     """Why no record of a runtime takes a layer; nothing if one does."""
     assert layer.data_type is not None
-    records = _records(layer, runtime_name, format_name)
-    if not records:
+    records = _records(layer, runtime_name, output_format.name)
+    apart = not (output_format.own_names or output_format.joins or output_format.takes_apart)
+    if layer.fused and apart and not any(record.fuses for record in records):
+        yield "it knows the experts of this model in one tensor"
+    elif not records:
         yield f"it does not know {layer.data_type.name}"
-        return
-    if all(obstacle(layer, record) for record in records):
+    elif all(obstacle(layer, record) for record in records):
         yield _of_the_nearest(layer, records)
 
 

@@ -26,7 +26,15 @@ CONFIGS = {
     "mixtral": MixtralConfig(**COMMON, num_local_experts=4),
     "gpt_oss": GptOssConfig(**COMMON, num_local_experts=4, rope_parameters=YARN),
 }
+IN_FILES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+"""What files of Mixtral call the layers of an expert, and loaded models after them."""
 IDS = torch.randint(3, 60, (4, 16), generator=torch.Generator().manual_seed(0))
+
+
+def as_tuned(name):
+    """What the model that was tuned calls a layer of the loaded one."""
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.{IN_FILES.get(leaf, leaf)}"
 
 
 def make(kind):
@@ -90,7 +98,9 @@ def test_quantized_experts_load_as_they_were_tuned(kind, installed, tmp_path, mo
     assert len(quantized) == 4 * len(job.model.get_submodule("model.layers.0.mlp.experts.0")._modules)
     assert all(name.startswith("model.layers.0.") for name in quantized)
     for name in quantized:
-        assert torch.equal(loaded.get_submodule(name).decode(torch.bfloat16), model.get_submodule(name).weight)
+        assert torch.equal(
+            loaded.get_submodule(name).decode(torch.bfloat16), model.get_submodule(as_tuned(name)).weight
+        )
     # Experts left alone run fused there and one by one here: bfloat16 sums in two orders.
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=0.02, atol=0.02 * model(IDS).logits.std())
 
@@ -146,7 +156,7 @@ def test_from_files_to_files_and_back_a_block_at_a_time(kind, installed, tmp_pat
         tmp_path / "model", scheme="STEPS4", dataset=IDS, iters=2, nsamples=4, seqlen=16, batch_size=2, verbose=False
     ).quantize()
     weights = {n: m.weight for n, m in kept.named_modules() if hasattr(m, "weight")}
-    packed = {n: m for n, m in loaded.named_modules() if type(m).__name__ == "PackedLinear"}
+    packed = {as_tuned(n): m for n, m in loaded.named_modules() if type(m).__name__ == "PackedLinear"}
     assert {n for n in packed if ".experts." in n} == {n for n in weights if ".experts." in n}
     assert all(torch.equal(layer.decode(torch.bfloat16), weights[name]) for name, layer in packed.items())
 

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files are written under the names that the model's own files have, as transformers writes them."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound
+from auto_round.data_type import DataType, Runtime
 from auto_round.errors import PlanError
+from auto_round.export import OutputFormat
+from auto_round.hookspecs import hookimpl
+from auto_round.inference.packed_linear import PackedLinear
 from auto_round.model.experts import SplitExperts
+from auto_round.names import prefix_change
 
 pytestmark = pytest.mark.slow
 
@@ -78,11 +85,90 @@ def test_experts_that_all_are_left_alone_are_named_together(original, installed)
     assert "model.layers.1.mlp.experts" not in left
 
 
-@pytest.mark.parametrize("original", FUSED, indirect=True)
+class Apart(OutputFormat):
+    """As files of others are that have experts one by one."""
+
+    name = "apart"
+
+    def start(self, plan, model, directory):
+        raise NotImplementedError
+
+
+class Known(DataType):
+    name = "known"
+    runtimes = (Runtime("a library", "1.0", "apart"), Runtime("a server", "1.0", "apart", fuses=True))
+
+    def quant_tensor(self, tensor):
+        return tensor, None, None
+
+
+class Plugin:
+    @hookimpl
+    def quant_tensor(self):
+        return [Known()]
+
+    @hookimpl
+    def exporters(self):
+        return [Apart()]
+
+
 @pytest.mark.parametrize("source", ["files", "object"])
-def test_experts_that_files_have_in_one_tensor_are_for_formats_that_know(original, source, installed):
-    model = AutoModelForCausalLM.from_pretrained(original) if source == "object" else original
-    job = AutoRound(model, **ROUND)
-    with pytest.raises(PlanError, match="experts.*: format llm_compressor cannot hold it: readers know the experts"):
-        job.plan("llm_compressor")
-    assert job.plan("auto_round").quantized
+def test_experts_that_files_have_in_one_tensor_are_written_one_by_one(stored, source, registry):
+    """For runtimes with models of their own, which is said; but not gate and up interleaved, as nobody reads them."""
+    registry.register(Plugin(), name="apart")
+
+    def plan(architecture, data_type="known", output_format="apart"):
+        original = stored(architecture)
+        model = AutoModelForCausalLM.from_pretrained(original) if source == "object" else original
+        options = {"data_type": data_type, "group_size": 16, "registry": registry, "verbose": False}
+        return AutoRound(model, **options).plan(output_format)
+
+    first = "model.layers.0.block_sparse_moe.experts.0.gate_proj"
+    one_tensor = f"{first} and 23 more in format apart: it knows the experts of this model in one tensor."
+    assert plan("granitemoe").notes == (f"a library will not load {one_tensor}",)
+    with pytest.raises(PlanError, match="gate_up_proj.*: format apart cannot hold it: its readers know these experts"):
+        plan("gpt_oss")
+    assert not plan("granitemoe", "steps", "auto_round").notes
+    (note,) = plan("gpt_oss", "steps", "auto_round").notes
+    assert "gate_up_proj holds gate and up of each expert interleaved, which transformers alone reads" in note
+
+
+NAMED = {
+    "mixtral": ("layers.1.mlp.experts", "layers.0.mlp.experts.0.up_proj", ["model.layers"]),
+    "nemotron_h": ("layers.1.mixer.down_proj", "layers.0.mixer.q_proj", ["model.layers", "backbone.layers"]),
+}
+"""A key of layers to be left alone, the name of one with 8 bits, and what lists of blocks are called."""
+
+
+@pytest.mark.parametrize("architecture", NAMED)
+def test_format_auto_round_has_the_names_of_the_files_and_loads(architecture, stored, installed, tmp_path):
+    """vLLM looks for these; in its config layers have both names, as our loader goes by those of modules."""
+    original, (left, key, lists) = stored(architecture), NAMED[architecture]
+    job = AutoRound(original, **ROUND, layer_config={left: {"bits": 16}, key: {"bits": 8}})
+    model, _ = job.quantize_and_save(tmp_path / "out")
+    before, after = tensors_of(original), tensors_of(tmp_path / "out")
+    quantized = {layer.stored_name for layer in job.plan().quantized}
+    assert {f"{name}.weight" for name in quantized} <= before.keys()
+    assert {name.rpartition(".")[0] for name in after.keys() - before.keys()} == quantized
+    assert before.keys() - after.keys() == {f"{name}.weight" for name in quantized}
+    config = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    eight = {name for name, fields in config["extra_config"].items() if fields.get("bits") == 8}
+    (special,) = (layer for layer in job.plan().quantized if layer.scheme.bits == 8)
+    assert eight == {special.name, special.stored_name}
+    assert config["block_name_to_quantize"].split(",") == lists
+    loaded, told = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert sum(isinstance(module, PackedLinear) for module in loaded.modules()) == len(quantized)
+    if architecture == "mixtral":
+        loaded.set_experts_implementation("eager")
+    ids = torch.arange(3, 19)[None]
+    # Experts left alone run fused there and one by one here: bfloat16 sums in two orders.
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0.02, atol=0.02 * model(ids).logits.std())
+
+
+def test_what_stands_before_blocks():
+    """Told by names that end alike from a number on; other names within blocks, or outside, tell nothing."""
+    names = {"lm_head": "head", "a.layers.0.mlp.up": "a.layers.0.ffn.w1", "a.layers.0.o": None}
+    assert prefix_change(names) == ("", "")
+    assert prefix_change(names | {"a.layers.1.o": "b.c.layers.1.o"}) == ("a.", "b.c.")
+    assert prefix_change({"layers.0.o": "x.layers.0.o"}) == ("", "x.")

@@ -33,7 +33,8 @@ class Runtime:
         devices: where it runs there.
         limits: what it takes, field of a scheme to the values it may have; a field that is absent is free.
         multiple: both sides of a weight have to be a multiple of this.
-        fuses: whether it computes layers that share an input as one, which then need one scheme.
+        fuses: whether it has models of its own: it computes layers that share an input as one, which then need one
+            scheme, and reads experts one by one also where the model's own files have them in one tensor.
         experts: whether it reads the layers of routed experts as they are stored, one by one.
         note: one sentence for whoever meets a limit: what would work instead.
         needs: what has to be done or installed there first, "" if nothing; said whenever a plan counts on this record.

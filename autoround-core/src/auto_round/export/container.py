@@ -23,8 +23,7 @@ class AutoRoundFormat(ContainerFormat):
 
     name = "auto_round"
     summary = "the generic container; loads through transformers, and in vLLM where a packing it knows is used"
-
-    own_names = True
+    takes_apart = True
 
     def refusal(self, packing: Packing, layer: LayerSpec) -> str | None:
         reason = super().refusal(packing, layer)
@@ -37,11 +36,9 @@ class AutoRoundFormat(ContainerFormat):
         return chosen if self.only is not None else [*chosen, NamedCodes(self.plugins)]
 
     def notes(self, plan: Plan) -> list[str]:
-        renamed = next((layer for layer in plan.quantized if layer.expert and (layer.fused or layer.file_name)), None)
-        if renamed is None:
-            return []
-        known = "in one tensor for all" if renamed.fused else f"as {renamed.file_name}"
-        return [f"format {self.name} keeps {renamed.name} so, which only transformers reads: others know it {known}."]
+        odd = next((layer for layer in plan.quantized if layer.interleaved), None)
+        told = "holds gate and up of each expert interleaved, which transformers alone reads"
+        return [] if odd is None else [f"{odd.name} {told} in format {self.name}."]
 
     def quantization_config(self, plan: Plan) -> dict[str, Any]:
         """The common scheme at the top, layers that differ below `extra_config`, and who made what."""
@@ -50,20 +47,21 @@ class AutoRoundFormat(ContainerFormat):
         settings = {layer.name: self._settings(layer) for layer in plan.layers}
         common = Counter(str(settings[layer.name]) for layer in plan.quantized).most_common(1)
         top = next(s for s in settings.values() if not common or str(s) == common[0][0])
-        extra = {}
+        extra: dict[str, dict[str, Any]] = {}
         for layer in plan.layers:
             if layer.quantized and (settings[layer.name] != top or layer.block is None):
-                extra[layer.name] = settings[layer.name]
+                extra |= dict.fromkeys((layer.name, layer.stored_name), settings[layer.name])
         extra |= {name: {"bits": 16, "data_type": "float"} for name in plan.left_in_blocks}
         group_size = top.get("group_size")
         if group_size == 0 or isinstance(group_size, list):
             # transformers refuses these at the top, before any loader is asked, and looks at nothing below.
             top = {**top, "group_size": -1}
-            extra[rf"^{re.escape(plan.block_list)}\."] = {"group_size": group_size}
+            lists = "|".join(map(re.escape, plan.block_lists))
+            extra[rf"^({lists})\." if "|" in lists else rf"^{lists}\."] = {"group_size": group_size}
         config = {
             "quant_method": "auto-round",
             **top,
-            "block_name_to_quantize": plan.block_list,
+            "block_name_to_quantize": ",".join(plan.block_lists),
             "autoround_version": __version__,
             "provenance": self._provenance(plan),
         }

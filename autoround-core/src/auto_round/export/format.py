@@ -41,8 +41,9 @@ class OutputFormat(ABC):
         summary: one line for listings.
         own_names: whether its files are read under the names of the model's modules, or it finds names itself. Those
             of other formats are read as the model's own files are, under the names that these have.
-        joins: whether it writes experts in one tensor where the model's own files have them so; other formats without
-            names of their own cannot hold those.
+        joins: whether it writes experts in one tensor where the model's own files have them so; formats without names
+            of their own have them one by one.
+        takes_apart: whether transformers finds those there that its own model has in one tensor.
         registry: the plugins it may ask for packings; set by the registry that loads the format, None means the
             process-wide one.
     """
@@ -51,6 +52,7 @@ class OutputFormat(ABC):
     summary: str = ""
     own_names: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    takes_apart: ClassVar[bool] = False
     registry: Registry | None = None
 
     @property

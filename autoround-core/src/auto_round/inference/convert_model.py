@@ -15,7 +15,8 @@ from torch import nn
 from auto_round.errors import AutoRoundError, ModelError, PluginError
 from auto_round.export.packing import Packing
 from auto_round.inference.packed_linear import BACKENDS, PackedLinear
-from auto_round.model.experts import experts_of, split_experts
+from auto_round.model.experts import SplitExperts, experts_of, split_experts
+from auto_round.model.file_names import expert_layers_in_files
 from auto_round.model.structure import LinearInfo, find_structure
 from auto_round.names import and_more
 from auto_round.plugins import Registry, default_registry
@@ -51,6 +52,7 @@ def convert_hf_model(
         raise ModelError(f"there is no backend {backend!r} to compute with; there are: {told}.")
     layers = _Described(config, find_structure(model).blocks)
     split_experts(model, lambda names: any(layers.of(name) for name in names))
+    in_files = expert_layers_in_files(model)
     used = set()
     for info in find_structure(model).linears:
         described = layers.of(info.name)
@@ -63,6 +65,9 @@ def convert_hf_model(
         parent, _, attribute = info.name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, packed)
         used.add(packed.packing.name)
+    for module in model.modules():
+        if isinstance(module, SplitExperts):
+            module.rename(in_files)  # transformers looks for what files have by its name
     if not used:
         raise ModelError("the checkpoint says it is quantized, but no layer of the model is described as such.")
     return model, sorted(used)

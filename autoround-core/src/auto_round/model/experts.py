@@ -39,10 +39,20 @@ class SplitExperts(nn.Module):
             for name, (source, rows) in parts.items():
                 setattr(expert, name, _linear(fused, source, index, rows))
             self.add_module(str(index), expert)
+        self._called = {name: name for name in parts}
         for name in self.fused_names:
             setattr(fused, name, None)
         # Past nn.Module's bookkeeping: not a child, or its name would stand in those of tensors.
         self.__dict__["_gating"] = fused
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call the layers of every expert otherwise: `w1`, `w3` and `w2`, say, where files have such names."""
+        for expert in self.children():
+            layers = {names.get(name, name): layer for name, layer in expert.named_children()}
+            expert._modules.clear()  # noqa: SLF001 - in the order they had
+            for name, layer in layers.items():
+                expert.add_module(name, layer)
+        self._called = {part: names.get(name, name) for part, name in self._called.items()}
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -72,13 +82,14 @@ class SplitExperts(nn.Module):
 
     def _run(self, expert: Any, x: torch.Tensor) -> torch.Tensor:
         gating = self.__dict__["_gating"]
+        part = {part: getattr(expert, name) for part, name in self._called.items()}
         if not gating.has_gate:
-            x = gating.act_fn(expert.up_proj(x))
-        elif hasattr(expert, "gate_up_proj"):
-            x = gating._apply_gate(expert.gate_up_proj(x))  # noqa: SLF001 - the model's own way to say it
+            x = gating.act_fn(part["up_proj"](x))
+        elif "gate_up_proj" in part:
+            x = gating._apply_gate(part["gate_up_proj"](x))  # noqa: SLF001 - the model's own way to say it
         else:
-            x = gating._apply_gate(torch.cat([expert.gate_proj(x), expert.up_proj(x)], -1))  # noqa: SLF001
-        result: torch.Tensor = expert.down_proj(x)
+            x = gating._apply_gate(torch.cat([part["gate_proj"](x), part["up_proj"](x)], -1))  # noqa: SLF001
+        result: torch.Tensor = part["down_proj"](x)
         return result
 
     def layers(self) -> list[str]:
@@ -93,10 +104,10 @@ class SplitExperts(nn.Module):
         """
         leaf, attribute = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
         instead = (weights or {}) if attribute == "weight" else {}
-        parts = (leaf,) if hasattr(self.get_submodule("0"), leaf) else ("gate_proj", "up_proj")
+        parts = (leaf,) if leaf in self._called else ("gate_proj", "up_proj")
         each = []
         for index in range(self.num_experts):
-            layers = [f"{index}.{part}" for part in parts]
+            layers = [f"{index}.{self._called[part]}" for part in parts]
             tensors = [instead[n] if n in instead else getattr(self.get_submodule(n), attribute) for n in layers]
             each.append(torch.cat([tensor.detach() for tensor in tensors]) if len(parts) > 1 else tensors[0].detach())
         stacked = torch.stack(each)

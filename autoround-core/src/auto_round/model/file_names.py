@@ -17,7 +17,7 @@ from auto_round.model.experts import SplitExperts
 if TYPE_CHECKING:
     from auto_round.model.weights import Target
 
-__all__ = ["as_in_files", "file_names"]
+__all__ = ["as_in_files", "expert_layers_in_files", "file_names"]
 
 
 def file_names(model: Any, layers: Iterable[str], targets: Mapping[str, Target] | None = None) -> dict[str, str | None]:
@@ -36,9 +36,15 @@ def file_names(model: Any, layers: Iterable[str], targets: Mapping[str, Target] 
         weights = {target.name: name for name, target in targets.items() if target.alone}
         stored = {layer: weights.get(f"{layer}.weight", f"{layer}.weight") for layer in found}
         found |= {layer: name.removesuffix(".weight") for layer, name in stored.items()}
-    for layer, name in _experts(model):
+    for layer, name in _experts(model, _all_experts(model)):
         found[layer] = name if targets is None else next((n for n in (name, layer) if f"{n}.weight" in targets), None)
     return found
+
+
+def expert_layers_in_files(model: Any) -> dict[str, str]:
+    """What files call the layers of an expert, `gate_proj` and the like, where that is something else."""
+    named = ((_leaf(layer), name and _leaf(name)) for layer, name in _experts(model, _all_experts(model)[:1]))
+    return {layer: name for layer, name in named if name and name != layer}
 
 
 def as_in_files(model: Any, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -71,7 +77,15 @@ def _steps(model: Any) -> list[Any]:
     return [s for s in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(s, PrefixChange)]
 
 
-def _experts(model: Any) -> Iterator[tuple[str, str | None]]:
+def _all_experts(model: Any) -> list[tuple[str, SplitExperts]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, SplitExperts)]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _experts(model: Any, experts: Iterable[tuple[str, SplitExperts]]) -> Iterator[tuple[str, str | None]]:
     """Each layer of routed experts and its name in files, or None.
 
     Found by having transformers write experts whose weights are small and of one number each: whatever it does to
@@ -79,13 +93,12 @@ def _experts(model: Any) -> Iterator[tuple[str, str | None]]:
     """
     layers: list[str] = []
     fused: dict[str, torch.Tensor] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SplitExperts):
-            inner = module.layers()
-            numbers = {leaf: torch.full((2, 2), float(len(layers) + n)) for n, leaf in enumerate(inner)}
-            layers += [f"{name}.{leaf}" for leaf in inner]
-            weights = (parameter for parameter in module.fused_names if not parameter.endswith("_bias"))
-            fused |= {f"{name}.{parameter}": module.joined(parameter, numbers) for parameter in weights}
+    for name, module in experts:
+        inner = module.layers()
+        numbers = {layer: torch.full((2, 2), float(len(layers) + n), device="cpu") for n, layer in enumerate(inner)}
+        layers += [f"{name}.{layer}" for layer in inner]
+        weights = (parameter for parameter in module.fused_names if not parameter.endswith("_bias"))
+        fused |= {f"{name}.{parameter}": module.joined(parameter, numbers) for parameter in weights}
     if not fused:
         return
     written: dict[int, str] = {}

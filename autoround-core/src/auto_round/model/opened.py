@@ -31,6 +31,7 @@ from auto_round.model.weights import (
     find_targets,
     first_line,
 )
+from auto_round.names import prefix_change
 from auto_round.plugins import Registry, default_registry
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
@@ -88,6 +89,15 @@ class OpenModel:
         layers = [info.name for info in self.structure.linears]
         layers += [name for name, _ in self.structure.matrices]
         return file_names(self.model, layers, self.targets if self.directory is not None else None)
+
+    def name_in_files(self, layer: str) -> str:
+        """What files call a layer, or would if those had it alone that have it in one tensor with others."""
+        before, instead = self._prefix_change
+        return self.file_names[layer] or (instead + layer.removeprefix(before) if layer.startswith(before) else layer)
+
+    @functools.cached_property
+    def _prefix_change(self) -> tuple[str, str]:
+        return prefix_change(self.file_names)
 
     @property
     def model_bytes(self) -> int:
