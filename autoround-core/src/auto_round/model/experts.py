@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["SplitExperts", "experts_of", "fused_tensors", "split_experts"]
+__all__ = ["SplitExperts", "experts_of", "fused_tensors", "split_experts", "whole_experts"]
 
 MARKS = ("num_experts", "is_transposed", "is_concatenated", "has_bias", "has_gate")
 """What transformers notes on modules that keep their experts fused."""
@@ -96,20 +96,24 @@ class SplitExperts(nn.Module):
         """Names of the linear layers below this module, expert by expert."""
         return [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
 
+    def layers_of(self, name: str) -> list[list[str]]:
+        """The layers that a parameter of `fused_names` consists of, for each expert."""
+        leaf = name.removesuffix("_bias")
+        parts = (leaf,) if leaf in self._called else ("gate_proj", "up_proj")
+        return [[f"{index}.{self._called[part]}" for part in parts] for index in range(self.num_experts)]
+
     def joined(self, name: str, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """A parameter as the model kept it: one of `fused_names`, [experts, ...].
 
         Args:
             weights: to be taken instead of those that layers have, by the layers' names.
         """
-        leaf, attribute = (name.removesuffix("_bias"), "bias") if name.endswith("_bias") else (name, "weight")
+        attribute = "bias" if name.endswith("_bias") else "weight"
         instead = (weights or {}) if attribute == "weight" else {}
-        parts = (leaf,) if leaf in self._called else ("gate_proj", "up_proj")
         each = []
-        for index in range(self.num_experts):
-            layers = [f"{index}.{self._called[part]}" for part in parts]
+        for layers in self.layers_of(name):
             tensors = [instead[n] if n in instead else getattr(self.get_submodule(n), attribute) for n in layers]
-            each.append(torch.cat([tensor.detach() for tensor in tensors]) if len(parts) > 1 else tensors[0].detach())
+            each.append(torch.cat([tensor.detach() for tensor in tensors]) if len(layers) > 1 else tensors[0].detach())
         stacked = torch.stack(each)
         return stacked.transpose(1, 2).contiguous() if self._transposed and attribute == "weight" else stacked
 
@@ -140,6 +144,24 @@ def fused_tensors(model: nn.Module, layers: set[str]) -> Iterator[tuple[str, tor
             covered = {f"{name}.{inner}" for inner in module.state_dict()}
             for parameter in module.fused_names:
                 yield f"{name}.{parameter}", module.joined(parameter), covered
+
+
+def whole_experts(model: nn.Module, layers: set[str]) -> dict[str, set[str]]:
+    """The parameters of experts that some layers are, all of them together, and which are; none of experts with biases.
+
+    Args:
+        layers: names of linear layers.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SplitExperts) and not any(
+            parameter.endswith("_bias") for parameter in module.fused_names
+        ):
+            for parameter in module.fused_names:
+                parts = {f"{name}.{layer}" for expert in module.layers_of(parameter) for layer in expert}
+                if parts <= layers:
+                    found[f"{name}.{parameter}"] = parts
+    return found
 
 
 def experts_of(model: nn.Module, layer: str) -> SplitExperts | None:

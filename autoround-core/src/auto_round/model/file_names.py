@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from auto_round.model.experts import SplitExperts
+from auto_round.names import prefix_change
 
 if TYPE_CHECKING:
     from auto_round.model.weights import Target
@@ -36,8 +37,14 @@ def file_names(model: Any, layers: Iterable[str], targets: Mapping[str, Target] 
         weights = {target.name: name for name, target in targets.items() if target.alone}
         stored = {layer: weights.get(f"{layer}.weight", f"{layer}.weight") for layer in found}
         found |= {layer: name.removesuffix(".weight") for layer, name in stored.items()}
+    before, instead = prefix_change(found)
     for layer, name in _experts(model, _all_experts(model)):
-        found[layer] = name if targets is None else next((n for n in (name, layer) if f"{n}.weight" in targets), None)
+        if targets is None:
+            found[layer] = name
+        else:
+            known = [n for n in (name, layer) if n]
+            known += [instead + n.removeprefix(before) for n in known if n.startswith(before)]
+            found[layer] = next((n for n in known if f"{n}.weight" in targets), None)
     return found
 
 

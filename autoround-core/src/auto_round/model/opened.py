@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from auto_round.errors import ModelError
-from auto_round.model.experts import experts_of, fused_tensors, split_experts
+from auto_round.model.experts import experts_of, fused_tensors, split_experts, whole_experts
 from auto_round.model.file_names import as_in_files, file_names
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, WeightReader
@@ -297,8 +297,11 @@ class OpenModel:
         """
         tied = {info.name for info in self.structure.linears if info.tied}
         named = {layer: layer if own_names else self.file_names[layer] for layer in layers}
-        if self.headers and all(f"{name}.weight" in self.headers for layer, name in named.items() if layer not in tied):
-            weights = {f"{name}.weight" for name in named.values()}
+        weights = {f"{name}.weight" for name in named.values()}
+        apart = {layer for layer, name in named.items() if f"{name}.weight" not in self.headers} - tied
+        whole = {} if own_names else whole_experts(self.model, apart)
+        if self.headers and apart <= set().union(*whole.values()):
+            weights |= {name for name, target in self.targets.items() if target.name in whole}
             wanted = {name: header for name, header in self.headers.items() if name not in weights}
             for name, tensor in self.reader.read_all(wanted, self.stored, self.dtype):
                 target = self.targets.get(name, Target(name, alone=True))
