@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, Llama4TextConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, CohereConfig, JambaConfig, Llama4TextConfig, Qwen3NextConfig
 
 from auto_round import AutoRound, DataType, QuantizationScheme, hookimpl
 from auto_round.data_type import Runtime
@@ -367,6 +367,28 @@ def test_what_is_computed_as_one_needs_one_scheme(registry, layers, told):
         make_model(config), data_type="known", group_size=32, registry=registry, layer_config={"mlp": {"bits": 8}}
     ).plan("auto_round")
     assert not any("computes" in note for note in apart.notes)
+
+
+@pytest.mark.parametrize("left", [None, "mamba", "x_proj"])
+def test_mixers_that_a_runtime_never_has_quantized_are_told(registry, left):
+    """vLLM has Mamba's first mixer without any quantization, also in Jamba; the second one it has with it."""
+    registry.register(KnownPlugin(), name="known")
+    config = JambaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=32,
+        use_mamba_kernels=False, pad_token_id=0,
+    )  # fmt: skip
+    layer_config = {} if left is None else {left: {"bits": 16}}
+    made = AutoRound(
+        make_model(config), data_type="known", group_size=32, registry=registry, layer_config=layer_config
+    ).plan("auto_round")
+    told = [note for note in made.notes if "it has such mixers at full precision alone" in note]
+    if left == "mamba":
+        assert not told
+    else:
+        others = {None: 3, "x_proj": 2}[left]
+        names = f"model.layers.0.mamba.in_proj and {others} more in format auto_round"
+        assert told == [f"some runtime will not load {names}: it has such mixers at full precision alone."]
 
 
 class Picky(OutputFormat):

@@ -36,6 +36,7 @@ class LayerSpec:
         reason: why it is left alone, "" if it is not.
         expert: whether it belongs to a routed expert.
         fused: whether files have it in one tensor with others.
+        apart: whether transformers finds it all the same where other files have it alone.
         file_name: what files call it, or would if it lay there alone; None where that is its own name.
     """
 
@@ -53,6 +54,7 @@ class LayerSpec:
     reason: str = ""
     expert: bool = False
     fused: bool = False
+    apart: bool = False
     file_name: str | None = None
 
     @property
@@ -139,6 +141,7 @@ class Plan:
         layers: every linear layer in the order of the model.
         blocks: names of the blocks in the order they run.
         model_bytes: bytes of all tensors of the model as stored.
+        unused: names of matrices that the files have and the model's class does not use; they are written as they are.
         kept: embeddings, routers, and matrices that lie in one tensor with others, which stay as they are.
         notes: what the user should know and need not mend.
         cache: how keys and values are to be kept, None for as they are.
@@ -153,6 +156,7 @@ class Plan:
     blocks: tuple[str, ...]
     model_bytes: int
     kept: tuple[KeptWeight, ...] = ()
+    unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     cache: CachePlan | None = None
     config: Any = field(default=None, compare=False, repr=False)
@@ -175,7 +179,7 @@ class Plan:
         experts = {_above(name) for layer in self.layers if layer.expert for name in (layer.name, layer.stored_name)}
         experts -= {_above(name) for layer in self.quantized for name in (layer.name, layer.stored_name)}
         experts |= {kept.name.rpartition(".")[0] for kept in self.kept if kept.stacked}
-        return tuple(dict.fromkeys([*names, *sorted(experts)]))
+        return tuple(dict.fromkeys([*names, *sorted(experts), *self.unused]))
 
     @property
     def block_list(self) -> str:

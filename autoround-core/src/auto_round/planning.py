@@ -130,6 +130,7 @@ def make_plan(
         blocks=model.structure.blocks,
         model_bytes=model.model_bytes,
         kept=kept,
+        unused=tuple(model.unused_matrices),
         config=getattr(model.model, "config", None),
         cache=None if cache_data_type is None else _plan_cache(cache_data_type, registry),
     )
@@ -142,10 +143,12 @@ def make_plan(
     if problems:
         raise PlanError(problems)
     notes = [
-        *runtime_notes(plan.quantized, formats),
+        *runtime_notes(plan.layers, formats),
         *(n for output_format in formats for n in output_format.notes(plan)),
     ]
-    return dataclasses.replace(plan, notes=(*_told_stacked(plan), *_told_small(small), *notes))
+    return dataclasses.replace(
+        plan, notes=(*_told_stacked(plan), *_told_unused(plan, formats), *_told_small(small), *notes)
+    )
 
 
 def _check_layer_config(layer_config: LayerConfig) -> None:
@@ -205,6 +208,7 @@ def _plan_layer(
     spec = LayerSpec(
         info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved(),
         expert=model.is_expert(info.name), fused=model.file_names[info.name] is None,
+        apart=model.file_names[info.name] is None and model.reads_experts_apart,
         file_name=_other_name(model, info.name),
     )  # fmt: skip
     if not scheme.quantizes_weights:
@@ -284,6 +288,14 @@ def _told_stacked(plan: Plan) -> list[str]:
     share = sum(kept.nbytes for kept in stacked) / plan.model_bytes
     names = and_more([kept.name for kept in stacked])
     return [f"{share:.0%} of the model stays at full precision: {names} hold many matrices in a way that is not known."]
+
+
+def _told_unused(plan: Plan, formats: Sequence[OutputFormat]) -> list[str]:
+    """A note on matrices that lie in the files beside the model, and stay: vision towers, heads of more tokens."""
+    if not plan.unused or all(output_format.own_names for output_format in formats):
+        return []
+    told = f"the files have {len(plan.unused)} matrices that {plan.architecture} does not use, {plan.unused[0]} first"
+    return [f"{told}: they are written as they are."]
 
 
 def _left_alone(layer: LayerSpec, reason: str) -> LayerSpec:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from auto_round.names import and_more
@@ -31,13 +31,18 @@ TOGETHER = (
 A gate, or a multilayer perceptron beside attention, shares an input too, and is computed by itself.
 """
 
+UNQUANTIZED = (frozenset({"in_proj", "x_proj", "dt_proj", "out_proj"}),)
+"""What layers of one module are called that runtimes which fuse have at full precision alone: a mixer of Mamba 1."""
 
-def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> Iterator[str]:
-    """One sentence for each runtime that cannot load what a format would write of these layers, or needs something.
+
+def runtime_notes(every: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> Iterator[str]:
+    """One sentence for each runtime that cannot load what a format would write of layers, or needs something for it.
 
     Args:
-        layers: the layers that are quantized.
+        every: the layers of the model, those that are left alone among them.
     """
+    layers = [layer for layer in every if layer.quantized]
+    unquantized = _in_modules_with(UNQUANTIZED, every)
     for output_format in formats:
         container = output_format.name.partition(":")[0]
         known: dict[str, Runtime] = {}
@@ -52,6 +57,9 @@ def runtime_notes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) 
                 for found in _obstacles(layer, name, output_format):
                     obstacles.setdefault(found, []).append(layer.name)
             if runtime.fuses:
+                for layer in layers:
+                    if layer.name in unquantized:
+                        obstacles.setdefault("it has such mixers at full precision alone", []).append(layer.name)
                 for first, other in _torn_apart(layers):
                     obstacles.setdefault(f"it computes {other} and its like together, in one scheme", []).append(first)
             for found, names in obstacles.items():
@@ -68,8 +76,8 @@ def _obstacles(layer: LayerSpec, runtime_name: str, output_format: OutputFormat)
     """Why no record of a runtime takes a layer; nothing if one does."""
     assert layer.data_type is not None
     records = _records(layer, runtime_name, output_format.name)
-    apart = not (output_format.own_names or output_format.joins or output_format.takes_apart)
-    if layer.fused and apart and not any(record.fuses for record in records):
+    alone = not (output_format.own_names or output_format.joins or output_format.takes_apart)
+    if layer.fused and alone and not layer.apart and not any(record.fuses for record in records):
         yield "it knows the experts of this model in one tensor"
     elif not records:
         yield f"it does not know {layer.data_type.name}"
@@ -141,6 +149,15 @@ def _beyond_told(layer: LayerSpec, name: str, records: Sequence[Runtime]) -> str
     allowed = dict.fromkeys(value for record in records for value in record.limits[name] if value is not None)
     told = f"{name}={getattr(layer.scheme, name)}, and it takes {', '.join(map(str, allowed))}"
     return f"{told} ({records[0].note})" if records[0].note else told
+
+
+def _in_modules_with(kinds: Iterable[frozenset[str]], layers: Iterable[LayerSpec]) -> set[str]:
+    """Names of the layers that lie in a module with all layers of a kind, and are among them."""
+    inside: dict[str, set[str]] = {}
+    for layer in layers:
+        module, _, last = layer.name.rpartition(".")
+        inside.setdefault(module, set()).add(last)
+    return {f"{module}.{last}" for module, names in inside.items() for kind in kinds if kind <= names for last in kind}
 
 
 def _torn_apart(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen3_5MoeConfig
 
 from auto_round import AutoRound
 from auto_round.data_type import DataType, Runtime
@@ -164,6 +164,54 @@ def test_format_auto_round_has_the_names_of_the_files_and_loads(architecture, st
     ids = torch.arange(3, 19)[None]
     # Experts left alone run fused there and one by one here: bfloat16 sums in two orders.
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0.02, atol=0.02 * model(ids).logits.std())
+
+
+SIGHTED = Qwen3_5MoeConfig(
+    text_config={
+        "vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "pad_token_id": 0, "dtype": "bfloat16",
+    },
+    vision_config={"hidden_size": 32, "depth": 1, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32},
+    dtype="bfloat16",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("experts", ["apart", "in one tensor"])
+@pytest.mark.parametrize("output_format", ["auto_round", "fake"])
+def test_a_model_with_a_vision_tower_keeps_it_and_all_names(experts, output_format, installed, tmp_path):
+    """Only its language model is known here; files are read again by the class that they were made by, too."""
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(SIGHTED, dtype=torch.bfloat16)
+    whole.save_pretrained(tmp_path / "model")
+    if experts == "in one tensor":  # as these models are published
+        tensors = {k: v for k, v in tensors_of(tmp_path / "model").items() if ".experts." not in k}
+        tensors |= {k: v.contiguous() for k, v in whole.state_dict().items() if ".experts." in k}
+        save_file(tensors, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    job = AutoRound(tmp_path / "model", **ROUND)
+    model, _ = job.quantize_and_save(tmp_path / "out", format=output_format)
+    plan = job.plan(output_format)
+    assert "matrices that Qwen3_5MoeForCausalLM does not use, model.visual." in plan.notes[0]
+    assert {"model.visual.merger.linear_fc1", "model.visual.blocks.0.attn.qkv"} <= set(plan.left_alone)
+    assert plan.block_lists == ("model.layers", "model.language_model.layers")
+    before, after = tensors_of(tmp_path / "model"), tensors_of(tmp_path / "out")
+    if output_format == "fake":
+        assert before.keys() == after.keys()
+    else:
+        names = {layer.stored_name for layer in plan.quantized}
+        assert {name.rpartition(".")[0] for name in after.keys() - before.keys()} == names
+        gone = {name.removesuffix(".weight") for name in before.keys() - after.keys()} - names
+        stacks = {name for name in before if name.endswith(("experts.gate_up_proj", "experts.down_proj"))}
+        assert gone == stacks
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items() if "visual" in name)
+    ids = torch.arange(3, 19)[None]
+    for made_by in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        loaded, told = made_by.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
+        assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        loaded.set_experts_implementation("eager")
+        # Experts in one tensor and one by one: bfloat16 sums in two orders.
+        wanted = model(ids).logits
+        torch.testing.assert_close(loaded(input_ids=ids).logits, wanted, rtol=0.02, atol=0.02 * wanted.std())
 
 
 def test_what_stands_before_blocks():

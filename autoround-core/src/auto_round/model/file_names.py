@@ -18,7 +18,7 @@ from auto_round.names import prefix_change
 if TYPE_CHECKING:
     from auto_round.model.weights import Target
 
-__all__ = ["as_in_files", "expert_layers_in_files", "file_names"]
+__all__ = ["as_in_files", "expert_layers_in_files", "file_names", "read_apart"]
 
 
 def file_names(model: Any, layers: Iterable[str], targets: Mapping[str, Target] | None = None) -> dict[str, str | None]:
@@ -52,6 +52,11 @@ def expert_layers_in_files(model: Any) -> dict[str, str]:
     """What files call the layers of an expert, `gate_proj` and the like, where that is something else."""
     named = ((_leaf(layer), name and _leaf(name)) for layer, name in _experts(model, _all_experts(model)[:1]))
     return {layer: name for layer, name in named if name and name != layer}
+
+
+def read_apart(model: Any) -> bool:
+    """Whether transformers finds experts in files that have them one by one, whatever those of this model have."""
+    return any(name for _, name in _experts(model, _all_experts(model)[:1]))
 
 
 def as_in_files(model: Any, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from auto_round.errors import ModelError
 from auto_round.model.experts import experts_of, fused_tensors, split_experts, whole_experts
-from auto_round.model.file_names import as_in_files, file_names
+from auto_round.model.file_names import as_in_files, file_names, read_apart
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.source import StoredTensor, locate, read_headers
@@ -90,6 +90,11 @@ class OpenModel:
         layers += [name for name, _ in self.structure.matrices]
         return file_names(self.model, layers, self.targets if self.directory is not None else None)
 
+    @functools.cached_property
+    def reads_experts_apart(self) -> bool:
+        """Whether transformers finds this model's experts in files that have them one by one."""
+        return read_apart(self.model)
+
     def name_in_files(self, layer: str) -> str:
         """What files call a layer, or would if those had it alone that have it in one tensor with others."""
         before, instead = self._prefix_change
@@ -98,6 +103,12 @@ class OpenModel:
     @functools.cached_property
     def _prefix_change(self) -> tuple[str, str]:
         return prefix_change(self.file_names)
+
+    @property
+    def unused_matrices(self) -> list[str]:
+        """What the files have a matrix of, and the model's class does not know: vision towers, heads of more tokens."""
+        unused = (name for name, target in self.targets.items() if not target.used and name.endswith(".weight"))
+        return [name.removesuffix(".weight") for name in unused if len(self.headers[name].shape) == 2]
 
     @property
     def model_bytes(self) -> int:

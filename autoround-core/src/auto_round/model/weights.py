@@ -54,10 +54,12 @@ class Target:
     Attributes:
         name: of the parameter or buffer that it becomes, or becomes a part of; of one of them, if it becomes several.
         alone: whether it becomes that as it is.
+        used: whether the model has such a parameter or buffer.
     """
 
     name: str
     alone: bool
+    used: bool = True
 
 
 def find_targets(model: Any, headers: Mapping[str, StoredTensor]) -> dict[str, Target]:
@@ -77,7 +79,7 @@ def find_targets(model: Any, headers: Mapping[str, StoredTensor]) -> dict[str, T
         found, converted = rename_source_key(name, renamings, converters, prefix, expected)
         if found not in expected and name in expected:
             found = name
-        targets[name] = Target(found, converted is None)
+        targets[name] = Target(found, converted is None, found in expected)
         if converted is None and found in expected and header.shape != tuple(expected[found].shape):
             raise ModelError(
                 f"{name} is stored as {list(header.shape)}, and the model's config describes "
