@@ -60,6 +60,9 @@ def runtime_notes(every: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -
                 for layer in layers:
                     if layer.name in unquantized:
                         obstacles.setdefault("it has such mixers at full precision alone", []).append(layer.name)
+                mixed = _mixed_experts(every)
+                if mixed:
+                    obstacles["it computes all experts of a block together, in one scheme"] = mixed
                 for first, other in _torn_apart(layers):
                     obstacles.setdefault(f"it computes {other} and its like together, in one scheme", []).append(first)
             for found, names in obstacles.items():
@@ -158,6 +161,16 @@ def _in_modules_with(kinds: Iterable[frozenset[str]], layers: Iterable[LayerSpec
         module, _, last = layer.name.rpartition(".")
         inside.setdefault(module, set()).add(last)
     return {f"{module}.{last}" for module, names in inside.items() for kind in kinds if kind <= names for last in kind}
+
+
+def _mixed_experts(layers: Iterable[LayerSpec]) -> list[str]:
+    """Names of the quantized experts that lie in a module with others in another scheme, or left alone."""
+    together: dict[str, list[LayerSpec]] = {}
+    for layer in layers:
+        if layer.expert:
+            together.setdefault(layer.name.rsplit(".", 2)[0], []).append(layer)
+    mixed = (experts for experts in together.values() if len({(x.quantized, x.scheme) for x in experts}) > 1)
+    return [layer.name for experts in mixed for layer in experts if layer.quantized]
 
 
 def _torn_apart(layers: Sequence[LayerSpec]) -> Iterator[tuple[str, str]]:

@@ -133,6 +133,27 @@ def test_experts_that_files_have_in_one_tensor_are_written_one_by_one(stored, so
     assert "gate_up_proj holds gate and up of each expert interleaved, which transformers alone reads" in note
 
 
+@pytest.mark.parametrize("original", ["mixtral"], indirect=True)
+def test_an_expert_at_full_precision_beside_quantized_ones_is_refused(original, installed):
+    """transformers would put its tensors together with the others', and leave the model without any."""
+    job = AutoRound(original, **ROUND, layer_config={"layers.1.mlp.experts.0": {"bits": 16}})
+    names = "model.layers.1.mlp.experts.0.gate_proj and 2 more"
+    with pytest.raises(PlanError, match=f"format auto_round cannot hold {names}: transformers does not find experts"):
+        job.plan("auto_round")
+    assert job.plan("fake").quantized
+
+
+def test_experts_in_several_schemes_are_told(stored, registry):
+    registry.register(Plugin(), name="apart")
+    options = {"data_type": "known", "group_size": 16, "registry": registry, "verbose": False}
+    for left in ({"experts.0": {"bits": 16}}, {"experts.0": {"bits": 8}}, {"experts.*.down_proj": {"bits": 8}}):
+        notes = AutoRound(stored("qwen3_moe"), **options, layer_config=left).plan("apart").notes
+        (told,) = (note for note in notes if "all experts of a block together, in one scheme" in note)
+        assert told.startswith("a server will not load model.layers.0.mlp.experts.")
+    for left in ({"layers.0.mlp.experts": {"bits": 8}}, {"mlp.experts": {"bits": 16}}):
+        assert not AutoRound(stored("qwen3_moe"), **options, layer_config=left).plan("apart").notes
+
+
 NAMED = {
     "mixtral": ("layers.1.mlp.experts", "layers.0.mlp.experts.0.up_proj", ["model.layers"]),
     "nemotron_h": ("layers.1.mixer.down_proj", "layers.0.mixer.q_proj", ["model.layers", "backbone.layers"]),

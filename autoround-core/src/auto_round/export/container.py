@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from auto_round.export.named import NamedCodes
 from auto_round.export.packed import ContainerFormat
+from auto_round.names import and_more
 
 if TYPE_CHECKING:
     from auto_round.export.packing import Packing
@@ -34,6 +35,15 @@ class AutoRoundFormat(ContainerFormat):
     def candidates(self) -> Sequence[Packing]:
         chosen = super().candidates()
         return chosen if self.only is not None else [*chosen, NamedCodes(self.plugins)]
+
+    def refuses_plan(self, plan: Plan) -> list[str]:
+        left = [layer for layer in plan.layers if layer.expert and not layer.quantized]
+        beside = {layer.name.rsplit(".", 2)[0] for layer in plan.quantized if layer.expert}
+        alone = [layer.name for layer in left if layer.name.rsplit(".", 2)[0] in beside]
+        told = (
+            "transformers does not find experts at full precision beside quantized ones; leave all of a block, or none"
+        )
+        return [f"format {self.name} cannot hold {and_more(alone)}: {told}."] if alone else []
 
     def notes(self, plan: Plan) -> list[str]:
         odd = next((layer for layer in plan.quantized if layer.interleaved), None)

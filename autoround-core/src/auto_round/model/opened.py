@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from auto_round.errors import ModelError
-from auto_round.model.experts import experts_of, fused_tensors, split_experts, whole_experts
-from auto_round.model.file_names import as_in_files, file_names, read_apart
+from auto_round.model.experts import experts_of, split_experts
+from auto_round.model.file_names import file_names, read_apart
 from auto_round.model.finite import not_finite
+from auto_round.model.others import other_tensors
 from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
@@ -298,47 +299,8 @@ class OpenModel:
             self.model.config.tie_word_embeddings = False
 
     def other_tensors(self, layers: set[str], *, own_names: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor that is not the weight of one of these layers, as it is stored, but for what has `changed`.
-
-        With files they come from the files, so that nothing a model class ignores is lost; where these have not each of
-        the layers under the name it is wanted by, from the model, a part at a time.
-
-        Args:
-            own_names: by which layers are wanted: the names of the model's modules, or those that files have.
-        """
-        tied = {info.name for info in self.structure.linears if info.tied}
-        named = {layer: layer if own_names else self.file_names[layer] for layer in layers}
-        weights = {f"{name}.weight" for name in named.values()}
-        apart = {layer for layer, name in named.items() if f"{name}.weight" not in self.headers} - tied
-        whole = {} if own_names else whole_experts(self.model, apart)
-        if self.headers and apart <= set().union(*whole.values()):
-            weights |= {name for name, target in self.targets.items() if target.name in whole}
-            wanted = {name: header for name, header in self.headers.items() if name not in weights}
-            for name, tensor in self.reader.read_all(wanted, self.stored, self.dtype):
-                target = self.targets.get(name, Target(name, alone=True))
-                changed = self.changed.get(target.name) if target.alone else None
-                yield name, tensor if changed is None else changed.to(tensor.dtype)
-            return
-        for part in (OUTSIDE, *self.structure.blocks):
-            with self.brought(part):
-                yield from self._other_tensors_of(part, layers, own_names=own_names)
-
-    def _other_tensors_of(self, part: str, layers: set[str], *, own_names: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        done = {f"{layer}.weight" for layer in layers} | _tied_names(self.model)
-        names = {} if own_names else {layer: name for layer, name in self.file_names.items() if name is not None}
-        prefix = f"{part}." if part else ""
-        module = self.model.get_submodule(part)
-        here = {name for name in (*layers, *names) if name.startswith(prefix)}
-        inner = {name.removeprefix(prefix) for name in here if name in layers or self.is_expert(name)}
-        for name, tensor, covered in fused_tensors(module, inner) if part else ():
-            done |= {prefix + name for name in covered}
-            found = {prefix + name: tensor}
-            yield from found.items() if own_names else as_in_files(self.model, found)
-        blocks = tuple(f"{block}." for block in self.structure.blocks)
-        for name, tensor in module.state_dict(prefix=prefix).items():
-            if name not in done and (part or not name.startswith(blocks)):
-                of, _, leaf = name.rpartition(".")
-                yield f"{names.get(of, of)}.{leaf}".removeprefix("."), self.changed.get(name, tensor)
+        """Every tensor that is not the weight of one of these layers, see `auto_round.model.others`."""
+        return other_tensors(self, layers, own_names=own_names)
 
 
 def open_model(
@@ -439,13 +401,3 @@ def _linear(weight: torch.Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """State dict names that repeat a tensor already named before."""
-    seen: dict[int, str] = {}
-    repeated = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if seen.setdefault(id(tensor), name) != name:
-            repeated.add(name)
-    return repeated
