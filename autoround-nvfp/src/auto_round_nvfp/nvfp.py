@@ -160,7 +160,7 @@ class NvFp4(BlockScaledFloat):
             "the checkpoint's own dtype",
             experts=False,
         ),
-        # What its documentation says; there is no kernel for CPUs to try.
+        # What its documentation says. On a CPU, where it has no kernel, its emulation was seen to read the files.
         Runtime(
             "vllm",
             "0.13",
