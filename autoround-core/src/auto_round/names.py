@@ -4,7 +4,7 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["and_more", "did_you_mean", "nearest", "normalise", "prefix_change"]
+__all__ = ["and_more", "did_you_mean", "experts_above", "nearest", "normalise", "prefix_change"]
 
 
 def normalise(name: str) -> str:
@@ -27,6 +27,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def and_more(names: Sequence[str]) -> str:
     """The first of some names and how many follow, for a sentence about all of them."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def experts_above(expert_layer: str) -> str:
+    """The name of all experts together: `mlp.experts` of `mlp.experts.3.up_proj`; empty for a shorter name."""
+    return ".".join(expert_layer.split(".")[:-2])
 
 
 def prefix_change(names: Mapping[str, str | None]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from auto_round.names import prefix_change
+from auto_round.names import experts_above, prefix_change
 from auto_round.schemes import QuantizationScheme
 
 if TYPE_CHECKING:
@@ -176,8 +176,10 @@ class Plan:
         left: list[LayerSpec | KeptWeight] = [layer for layer in self.layers if not layer.quantized]
         left += [kept for kept in self.kept if kept.linear]
         names = [name for one in left for name in (one.name, one.file_name) if name]
-        experts = {_above(name) for layer in self.layers if layer.expert for name in (layer.name, layer.stored_name)}
-        experts -= {_above(name) for layer in self.quantized for name in (layer.name, layer.stored_name)}
+        experts = {
+            experts_above(name) for layer in self.layers if layer.expert for name in (layer.name, layer.stored_name)
+        }
+        experts -= {experts_above(name) for layer in self.quantized for name in (layer.name, layer.stored_name)}
         experts |= {kept.name.rpartition(".")[0] for kept in self.kept if kept.stacked}
         return tuple(dict.fromkeys([*names, *sorted(experts), *self.unused]))
 
@@ -195,7 +197,8 @@ class Plan:
     @property
     def left_in_blocks(self) -> tuple[str, ...]:
         """Those of `left_alone` that lie in blocks, for loaders that take everything there for quantized."""
-        return tuple(name for name in self.left_alone if name.startswith(tuple(f"{x}." for x in self.block_lists)))
+        inside = tuple(f"{name}." for name in self.block_lists)
+        return tuple(name for name in self.left_alone if name.startswith(inside))
 
     @property
     def output_bytes(self) -> int:
@@ -211,8 +214,3 @@ class Plan:
         """Average bits of a quantized weight, scales included."""
         count = sum(layer.shape[0] * layer.shape[1] for layer in self.quantized)
         return 8 * sum(layer.nbytes for layer in self.quantized) / count if count else 0.0
-
-
-def _above(expert_layer: str) -> str:
-    """The name of all experts together: `mlp.experts` of `mlp.experts.3.up_proj`."""
-    return ".".join(expert_layer.split(".")[:-2])

@@ -108,9 +108,12 @@ def make_plan(
     names = [info.name for info in linears]
     kept = tuple(_kept(model))
     _check_layer_config(layer_config or {})
-    apart = {info.name for info in linears if _told_apart(model, info)}
+    apart = {info.name: told for info in linears for told in [_told_apart(model, info)] if told}
     overrides = select_all(_without_kept(layer_config or {}, names, kept, registry), names, aside=apart)
-    layers = [_plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head) for info in linears]
+    layers = [
+        _plan_layer(model, info, scheme, overrides[info.name], registry, quant_lm_head, apart.get(info.name))
+        for info in linears
+    ]
     refusals = {
         (layer.name, output_format.name): output_format.refuses(layer)
         for layer in layers
@@ -200,15 +203,15 @@ def _plan_layer(
     overrides: Sequence[Change],
     registry: Registry,
     head: bool,
+    apart: str | None,
 ) -> LayerSpec:
     scheme = scheme.for_layer(_place(model, info))
     for change in overrides:
         scheme = _changed(scheme, change, registry)
-    dtype = model.stored_dtype(info.name)
+    dtype, fused = model.stored_dtype(info.name), model.file_names[info.name] is None
     spec = LayerSpec(
         info.name, info.shape, dtype, info.block, info.transposed, info.tied, scheme.resolved(),
-        expert=model.is_expert(info.name), fused=model.file_names[info.name] is None,
-        apart=model.file_names[info.name] is None and model.reads_experts_apart,
+        expert=model.is_expert(info.name), fused=fused, apart=fused and model.reads_experts_apart,
         file_name=_other_name(model, info.name),
     )  # fmt: skip
     if not scheme.quantizes_weights:
@@ -216,7 +219,6 @@ def _plan_layer(
     if info.block is None and not overrides and not (head and info.head):
         where = "tied to the input embedding" if info.tied else "outside the blocks"
         return dataclasses.replace(spec, reason=f"{where}; name it in layer_config to quantize it")
-    apart = _told_apart(model, info)
     if apart and not overrides:
         return dataclasses.replace(spec, reason=f"{apart}; name it in layer_config to quantize it")
     if info.own_forward is not None:
@@ -343,7 +345,7 @@ def _with_format(
         return layer
     wanted: dict[torch.dtype, str] = {}
     for output_format in formats:
-        held = not layer.interleaved or output_format.own_names or output_format.joins or output_format.takes_apart
+        held = not layer.interleaved or output_format.experts_found
         refusal = refusals[layer.name, output_format.name] if held else INTERLEAVED
         if refusal:
             refused.setdefault(f"format {output_format.name} cannot hold it: {refusal}", []).append(layer.name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from auto_round.names import and_more
+from auto_round.names import and_more, experts_above
 
 if TYPE_CHECKING:
     from auto_round.data_type import Runtime
@@ -42,7 +42,7 @@ def runtime_notes(every: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -
         every: the layers of the model, those that are left alone among them.
     """
     layers = [layer for layer in every if layer.quantized]
-    unquantized = _in_modules_with(UNQUANTIZED, every)
+    mixers, mixed = _unquantized(every), _mixed_experts(every)
     for output_format in formats:
         container = output_format.name.partition(":")[0]
         known: dict[str, Runtime] = {}
@@ -57,10 +57,8 @@ def runtime_notes(every: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -
                 for found in _obstacles(layer, name, output_format):
                     obstacles.setdefault(found, []).append(layer.name)
             if runtime.fuses:
-                for layer in layers:
-                    if layer.name in unquantized:
-                        obstacles.setdefault("it has such mixers at full precision alone", []).append(layer.name)
-                mixed = _mixed_experts(every)
+                if mixers:
+                    obstacles["it has such mixers at full precision alone"] = mixers
                 if mixed:
                     obstacles["it computes all experts of a block together, in one scheme"] = mixed
                 for first, other in _torn_apart(layers):
@@ -79,8 +77,8 @@ def _obstacles(layer: LayerSpec, runtime_name: str, output_format: OutputFormat)
     """Why no record of a runtime takes a layer; nothing if one does."""
     assert layer.data_type is not None
     records = _records(layer, runtime_name, output_format.name)
-    alone = not (output_format.own_names or output_format.joins or output_format.takes_apart)
-    if layer.fused and alone and not layer.apart and not any(record.fuses for record in records):
+    found = layer.apart or output_format.experts_found
+    if layer.fused and not found and not any(record.fuses for record in records):
         yield "it knows the experts of this model in one tensor"
     elif not records:
         yield f"it does not know {layer.data_type.name}"
@@ -154,13 +152,14 @@ def _beyond_told(layer: LayerSpec, name: str, records: Sequence[Runtime]) -> str
     return f"{told} ({records[0].note})" if records[0].note else told
 
 
-def _in_modules_with(kinds: Iterable[frozenset[str]], layers: Iterable[LayerSpec]) -> set[str]:
-    """Names of the layers that lie in a module with all layers of a kind, and are among them."""
+def _unquantized(layers: Sequence[LayerSpec]) -> list[str]:
+    """Names of the quantized layers that are among `UNQUANTIZED`, in a module that has all layers of such a kind."""
     inside: dict[str, set[str]] = {}
     for layer in layers:
         module, _, last = layer.name.rpartition(".")
         inside.setdefault(module, set()).add(last)
-    return {f"{module}.{last}" for module, names in inside.items() for kind in kinds if kind <= names for last in kind}
+    whole = {f"{module}.{last}" for module, has in inside.items() for kin in UNQUANTIZED if kin <= has for last in kin}
+    return [layer.name for layer in layers if layer.quantized and layer.name in whole]
 
 
 def _mixed_experts(layers: Iterable[LayerSpec]) -> list[str]:
@@ -168,7 +167,7 @@ def _mixed_experts(layers: Iterable[LayerSpec]) -> list[str]:
     together: dict[str, list[LayerSpec]] = {}
     for layer in layers:
         if layer.expert:
-            together.setdefault(layer.name.rsplit(".", 2)[0], []).append(layer)
+            together.setdefault(experts_above(layer.name), []).append(layer)
     mixed = (experts for experts in together.values() if len({(x.quantized, x.scheme) for x in experts}) > 1)
     return [layer.name for experts in mixed for layer in experts if layer.quantized]
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from auto_round.export.named import NamedCodes
 from auto_round.export.packed import ContainerFormat
-from auto_round.names import and_more
+from auto_round.names import and_more, experts_above
 
 if TYPE_CHECKING:
     from auto_round.export.packing import Packing
     from auto_round.plan import LayerSpec, Plan
 
 __all__ = ["AutoRoundFormat"]
+
+ALONE = "transformers does not find experts at full precision beside quantized ones; leave all of a block, or none"
 
 
 class AutoRoundFormat(ContainerFormat):
@@ -37,13 +39,10 @@ class AutoRoundFormat(ContainerFormat):
         return chosen if self.only is not None else [*chosen, NamedCodes(self.plugins)]
 
     def refuses_plan(self, plan: Plan) -> list[str]:
-        left = [layer for layer in plan.layers if layer.expert and not layer.quantized]
-        beside = {layer.name.rsplit(".", 2)[0] for layer in plan.quantized if layer.expert}
-        alone = [layer.name for layer in left if layer.name.rsplit(".", 2)[0] in beside]
-        told = (
-            "transformers does not find experts at full precision beside quantized ones; leave all of a block, or none"
-        )
-        return [f"format {self.name} cannot hold {and_more(alone)}: {told}."] if alone else []
+        beside = {experts_above(layer.name) for layer in plan.quantized if layer.expert}
+        left = [layer.name for layer in plan.layers if layer.expert and not layer.quantized]
+        alone = [name for name in left if experts_above(name) in beside]
+        return [f"format {self.name} cannot hold {and_more(alone)}: {ALONE}."] if alone else []
 
     def notes(self, plan: Plan) -> list[str]:
         odd = next((layer for layer in plan.quantized if layer.interleaved), None)
@@ -66,8 +65,7 @@ class AutoRoundFormat(ContainerFormat):
         if group_size == 0 or isinstance(group_size, list):
             # transformers refuses these at the top, before any loader is asked, and looks at nothing below.
             top = {**top, "group_size": -1}
-            lists = "|".join(map(re.escape, plan.block_lists))
-            extra[rf"^({lists})\." if "|" in lists else rf"^{lists}\."] = {"group_size": group_size}
+            extra |= {rf"^{re.escape(name)}\.": {"group_size": group_size} for name in plan.block_lists}
         config = {
             "quant_method": "auto-round",
             **top,

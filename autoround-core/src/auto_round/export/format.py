@@ -56,6 +56,11 @@ class OutputFormat(ABC):
     registry: Registry | None = None
 
     @property
+    def experts_found(self) -> bool:
+        """Whether its readers find experts there that the model's own files have in one tensor, however it is done."""
+        return self.own_names or self.joins or self.takes_apart
+
+    @property
     def plugins(self) -> Registry:
         """The plugins to ask."""
         from auto_round.plugins import default_registry

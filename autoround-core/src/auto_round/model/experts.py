@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.names import experts_above
+
 __all__ = ["SplitExperts", "experts_of", "fused_tensors", "split_experts", "whole_experts"]
 
 MARKS = ("num_experts", "is_transposed", "is_concatenated", "has_bias", "has_gate")
@@ -166,7 +168,7 @@ def whole_experts(model: nn.Module, layers: set[str]) -> dict[str, set[str]]:
 
 def experts_of(model: nn.Module, layer: str) -> SplitExperts | None:
     """The routed experts that a linear layer belongs to, if it belongs to any."""
-    name = ".".join(layer.split(".")[:-2])
+    name = experts_above(layer)
     module = model.get_submodule(name) if name else None
     return module if isinstance(module, SplitExperts) else None
 

@@ -32,7 +32,7 @@ from auto_round.model.weights import (
     find_targets,
     first_line,
 )
-from auto_round.names import prefix_change
+from auto_round.names import experts_above, prefix_change
 from auto_round.plugins import Registry, default_registry
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
@@ -139,7 +139,7 @@ class OpenModel:
         experts = experts_of(self.model, layer)
         if experts is None:
             return None
-        names = (f"{layer.rsplit('.', 2)[0]}.{name}" for name in experts.fused_names)
+        names = (f"{experts_above(layer)}.{name}" for name in experts.fused_names)
         return next((self.headers[name] for name in names if name in self.headers), None)
 
     def require_tokenizer(self) -> Any:
