@@ -150,6 +150,8 @@ def offers_part() -> Iterator[str]:
     yield "## Offers"
     yield ""
     yield "What a `quant_tensor`, as a function or as a method, may name among its parameters; it gets what it names."
+    always = [f"`{name}`" for name in register.OFFERS if name in register.ALWAYS]
+    yield f"{', '.join(always)} are there at every call; whatever else a function names has to have a default."
     yield ""
     yield "| name | holds |"
     yield "|---|---|"

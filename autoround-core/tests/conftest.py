@@ -19,6 +19,7 @@ from transformers import (
     PhimoeConfig,
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from auto_round import Codes, DataType, QuantizationScheme, hookimpl
@@ -29,6 +30,7 @@ from auto_round.data_type.grouping import (
     revert_tensor_by_pad,
 )
 from auto_round.data_type.rounding import round_ste
+from auto_round.export import OutputFormat
 from auto_round.plugins import default_registry
 from auto_round.testing.fixtures import isolated_registry
 
@@ -112,6 +114,19 @@ class StepsPlugin:
         return {"STEPS4": QuantizationScheme(bits=4, group_size=32, data_type="steps")}
 
 
+class Picky(OutputFormat):
+    name = "picky"
+
+    def refuses(self, layer):
+        return "it is too wide." if layer.shape[0] > 40 else None
+
+    def scale_dtype(self, layer):
+        return torch.float32
+
+    def start(self, plan, model, directory):
+        raise NotImplementedError
+
+
 @pytest.fixture
 def steps_plugin():
     """The plugin by itself."""
@@ -181,6 +196,18 @@ def model_dir(tmp_path):
     make_model().save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def gated():
+    """A model with a gate of one output beside each multilayer perceptron, and a layer of 8 in linear attention."""
+    config = Qwen3NextConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_hidden_layers=4,
+        shared_expert_intermediate_size=64, num_attention_heads=2, num_key_value_heads=2, head_dim=32, num_experts=4,
+        num_experts_per_tok=1, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32,
+        linear_value_head_dim=32,
+    )  # fmt: skip
+    return make_model(config)
 
 
 @pytest.fixture

@@ -83,6 +83,24 @@ def only_beyond(self, tensor, bits=4, group_size=32, v=0.0, max_scale=1.0):
     return torch.where(codes.abs() > 7, kept * scale.detach(), kept * scale), None, None
 
 
+def forgets_rows(self, tensor, bits=4, group_size=32, scale_dtype=torch.float16):
+    """Works through a weight four rows at a time, and stops at the last four."""
+    groups = tensor.float().view(tensor.shape[0], -1, 8)
+    scale = groups.abs().amax(-1, keepdim=True) / 7
+    whole = tensor.shape[0] // 4 * 4 if tensor.shape[0] > 4 else tensor.shape[0]
+    rounded = torch.where(scale > 0, (groups / scale).round() * scale, groups)
+    return torch.cat([rounded[:whole], groups[whole:]]).view(tensor.shape).to(tensor.dtype), scale, None
+
+
+def runs_over(self, tensor, bits=4, group_size=32):
+    """Groups as if all rows were one."""
+    padding = -tensor.numel() % group_size
+    groups = torch.cat([tensor.float().flatten(), torch.zeros(padding)]).view(-1, group_size)
+    scale = groups.abs().amax(-1, keepdim=True) / 7
+    rounded = torch.where(scale > 0, (groups / scale).round() * scale, groups)
+    return rounded.flatten()[: tensor.numel()].view(tensor.shape).to(tensor.dtype), scale, None
+
+
 def two_results(self, tensor, bits=4, group_size=32):
     return tensor, None
 
@@ -97,6 +115,14 @@ BROKEN = [
     ({"quant_tensor": wrong_dtype}, "test_shape_and_dtype_stay", ((16, 64), torch.float32), "in the dtype"),
     ({"quant_tensor": writes}, "test_inputs_are_left_alone", (), "must not write into their inputs"),
     ({"quant_tensor": divides_by_zero}, "test_zeros_stay_zeros", (), "without NaN from a scale of zero"),
+    (
+        {"quant_tensor": forgets_rows}, "test_rows_that_share_no_scale_stand_alone", ((5, 72),),
+        "row 4 must come out as in a weight of nothing else",
+    ),
+    (
+        {"quant_tensor": runs_over}, "test_rows_that_share_no_scale_stand_alone", ((5, 72),),
+        "row [01] must come out as in a weight of nothing else",
+    ),
     ({"quant_tensor": seeds}, "test_the_state_of_random_numbers_stays", (), "neither seed nor draw"),
     (
         {"quant_tensor": rounds_down}, "test_without_an_offset_rounding_is_to_the_nearest", (),

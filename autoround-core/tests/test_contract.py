@@ -82,6 +82,14 @@ def test_a_misspelt_parameter_is_found_when_it_is_registered():
     assert declarations() == before
 
 
+def test_what_is_not_always_offered_needs_a_default():
+    with pytest.raises(ContractError, match="asks for imatrix and init_scale without a default, .*: give them one"):
+
+        @register_dtype("needy")
+        def quant(tensor, bits, group_size, v, *, init_scale, imatrix, global_scale=None):
+            return tensor, None, None
+
+
 RUN = {"iters": 2, "nsamples": 2, "bits": 4, "group_size": 32, "verbose": False}
 
 

@@ -259,9 +259,10 @@ class AutoRound:
                 told = f"quantized with scales in {used}, and format {format} stores {layer.scale_dtype}"
                 raise PlanError([f"{layer.name} was {told}: say quantize(format={format!r}) before."])
         folders = folders_of(Path(output_dir), formats)
+        for folder in folders:
+            check_output(folder, wanted.output_bytes)
         with ExitStack() as stack:
             for output_format, folder in zip(formats, folders, strict=True):
-                check_output(folder, wanted.output_bytes)
                 exporter = output_format.start(wanted, self._opened(), stack.enter_context(staged_output(folder)))
                 for result in self._results.values():
                     exporter.add(result)

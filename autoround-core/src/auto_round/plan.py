@@ -38,6 +38,8 @@ class LayerSpec:
         fused: whether files have it in one tensor with others.
         apart: whether transformers finds it all the same where other files have it alone.
         file_name: what files call it, or would if it lay there alone; None where that is its own name.
+        stored_bits: bits that a weight of it takes in each of the formats it will be written in, scales included; ()
+            where no format is named.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LayerSpec:
     fused: bool = False
     apart: bool = False
     file_name: str | None = None
+    stored_bits: tuple[float, ...] = ()
 
     @property
     def stored_name(self) -> str:
@@ -79,14 +82,16 @@ class LayerSpec:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight of this layer costs, scales included."""
+        """Bits a weight of this layer costs, scales included; the mean of the formats it is written in."""
         if self.data_type is None:
             return self.dtype.itemsize * 8.0
+        if self.stored_bits:
+            return sum(self.stored_bits) / len(self.stored_bits)
         return self.data_type.bits_per_weight(self.scheme, self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes the weight will take."""
+        """Bytes the weight will take, each time it is written."""
         return round(self.bits_per_weight * self.shape[0] * self.shape[1] / 8)
 
 
@@ -202,12 +207,13 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        """Bytes the model will take."""
+        """Bytes the model will take, in all formats together."""
+        copies = max((len(layer.stored_bits) for layer in self.quantized), default=0) or 1
         saved = sum(
             (0 if layer.tied else layer.shape[0] * layer.shape[1] * layer.dtype.itemsize) - layer.nbytes
             for layer in self.quantized
         )  # the embedding of a tied one stays
-        return self.model_bytes - saved
+        return copies * (self.model_bytes - saved)
 
     @property
     def bits_per_weight(self) -> float:

@@ -124,6 +124,8 @@ def make_plan(
     layers = [_left_alone(layer, small[layer.name]) if layer.name in small else layer for layer in layers]
     refused: dict[str, list[str]] = {}
     layers = [_with_format(layer, formats, refusals, refused) for layer in layers]
+    if not refused:
+        layers = _with_sizes(layers, formats)
     plan = Plan(
         model=model.name,
         architecture=model.architecture,
@@ -359,3 +361,17 @@ def _with_format(
         refused.setdefault(reason, []).append(layer.name)
     assert layer.data_type is not None
     return dataclasses.replace(layer, scale_dtype=next(iter(wanted), layer.data_type.scale_dtype))
+
+
+def _with_sizes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> list[LayerSpec]:
+    """Note what weights take in each format, which layers that are alike ask once."""
+    known: dict[Any, tuple[float, ...]] = {}
+
+    def stored(layer: LayerSpec) -> tuple[float, ...]:
+        assert layer.data_type is not None
+        alike = (layer.data_type.name, layer.scheme, layer.shape, layer.dtype, layer.expert)
+        if alike not in known:
+            known[alike] = tuple(output_format.bits_per_weight(layer) for output_format in formats)
+        return known[alike]
+
+    return [dataclasses.replace(layer, stored_bits=stored(layer)) if layer.quantized else layer for layer in layers]

@@ -40,6 +40,9 @@ OFFERS: dict[str, str] = {
 }
 """Every keyword core can offer a data type's function, with what it holds."""
 
+ALWAYS = frozenset({"tensor", "bits", "group_size", "v", "min_scale", "max_scale", "scale_dtype", "data_type"})
+"""Offers that are there whenever a function is called: only these may be asked for without a default."""
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -65,7 +68,7 @@ def accepted_offers(function: Callable[..., Any]) -> frozenset[str]:
         ContractError: the function asks for something core does not know, or takes no `tensor`.
     """
     parameters = inspect.signature(function).parameters
-    where = f"{function.__module__}.{getattr(function, '__qualname__', function)}"
+    where = _where(function)
     named = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and n != "self"]
     for name in named:
         if name not in OFFERS:
@@ -85,6 +88,7 @@ def register_dtype(names: str | Iterable[str]) -> Callable[[Function], Function]
 
     The function takes `tensor` and any of `OFFERS` by keyword and returns `(qdq, scale, zp)`: `qdq` of the shape and
     dtype of `tensor`, differentiable through straight-through rounding; `scale` and `zp` whatever describes the grid.
+    Offers that are not in `ALWAYS` need a default.
 
     Raises:
         ContractError: a signature core cannot serve, or no name.
@@ -96,7 +100,19 @@ def register_dtype(names: str | Iterable[str]) -> Callable[[Function], Function]
         raise ContractError(f"register_dtype takes a name or a list of names, not {names!r}.")
 
     def declare(function: Function) -> Function:
-        _declared.append(Declaration(claimed, function, accepted_offers(function)))
+        offers = accepted_offers(function)
+        required = {n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty}
+        missing = [name for name in OFFERS if name in offers & required - ALWAYS]
+        if missing:
+            raise ContractError(
+                f"{_where(function)} asks for {' and '.join(missing)} without a default, which not every call offers: "
+                f"give {'it' if len(missing) == 1 else 'them'} one."
+            )
+        _declared.append(Declaration(claimed, function, offers))
         return function
 
     return declare
+
+
+def _where(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{getattr(function, '__qualname__', function)}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from auto_round.export.format import Exporter
     from auto_round.model.opened import OpenModel
-    from auto_round.plan import Plan
+    from auto_round.plan import LayerSpec, Plan
     from auto_round.tuning.result import LayerResult
 
 __all__ = ["FakeFormat"]
@@ -31,6 +31,9 @@ class FakeFormat(CheckpointFormat):
 
     def pack(self, result: LayerResult) -> Mapping[str, torch.Tensor]:
         return {"weight": result.weight.T if result.layer.transposed else result.weight}
+
+    def bits_per_weight(self, layer: LayerSpec) -> float:
+        return layer.dtype.itemsize * 8.0
 
     def quantization_config(self, plan: Plan) -> dict[str, Any] | None:
         return None

@@ -83,6 +83,11 @@ class OutputFormat(ABC):
         """The dtype in which this format stores the layer's scales; None where the data type alone decides."""
         return None
 
+    def bits_per_weight(self, layer: LayerSpec) -> float:
+        """Bits that a weight of a layer takes there on average, scales and zero points included."""
+        assert layer.data_type is not None
+        return layer.data_type.bits_per_weight(layer.scheme, layer.shape)
+
     def refuses_cache(self, cache: CachePlan) -> str | None:
         """Why this format cannot tell how keys and values are to be kept, or None; asked before any work."""
         return "it has no place for them"

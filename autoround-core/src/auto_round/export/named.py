@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
-from auto_round.data_type import Codes
+from auto_round.data_type import Codes, DataType
 from auto_round.data_type.activation import INPUT_PREFIX
 from auto_round.export.packing import Packing, TensorLayout
 from auto_round.torch_defaults import ordinary_defaults
@@ -21,6 +22,10 @@ __all__ = ["NamedCodes"]
 
 PREFIX = "codes_"
 """Keeps a code tensor from the names a plain layer uses: a data type may well call one of its tensors `weight`."""
+
+
+ROWS = 256
+"""Of so many rows a weight costs what it costs of more; a whole one would be encoded for the sake of its size."""
 
 
 class NamedCodes(Packing):
@@ -48,6 +53,12 @@ class NamedCodes(Packing):
                 frozen = activation.freeze(torch.tensor(-1.0), torch.tensor(1.0), scheme)
                 tensors |= {INPUT_PREFIX + name: tensor for name, tensor in frozen.items()}
         return {PREFIX + name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+
+    def bits_per_weight(self, data_type: DataType, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
+        # Codes are seldom packed here; what a data type says it costs is what it costs where somebody packs them.
+        shape = (min(shape[0], ROWS), shape[1])
+        held = self.layout(scheme, shape).values()
+        return sum(math.prod(stored) * dtype.itemsize for stored, dtype in held) * 8 / math.prod(shape)
 
     def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
         return {PREFIX + name: tensor for name, tensor in codes.tensors.items()}

@@ -68,6 +68,10 @@ class ContainerFormat(CheckpointFormat):
     def scale_dtype(self, layer: LayerSpec) -> torch.dtype | None:
         return self.packing(layer).scale_dtype(layer.dtype)
 
+    def bits_per_weight(self, layer: LayerSpec) -> float:
+        assert layer.data_type is not None
+        return self.packing(layer).bits_per_weight(layer.data_type, layer.scheme, layer.shape)
+
     def cache_packing(self, cache: CachePlan) -> Packing | None:
         """The packing that knows how scales of keys and values are written, None if none does."""
         name, scheme = cache.data_type.name, cache.scheme

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from auto_round.data_type import Codes
+    from auto_round.data_type import Codes, DataType
     from auto_round.schemes import QuantizationScheme
 
 __all__ = ["Packing", "TensorLayout"]
@@ -45,6 +45,10 @@ class Packing(ABC):
     def scale_dtype(self, weight_dtype: torch.dtype) -> torch.dtype | None:
         """The dtype scales are stored in for a weight of that dtype; None where the data type alone decides."""
         return None
+
+    def bits_per_weight(self, data_type: DataType, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
+        """Bits that a weight takes so on average, scales and zero points included."""
+        return data_type.bits_per_weight(scheme, shape)
 
     def describe(self, data_type: str, scheme: QuantizationScheme) -> Mapping[str, Any]:
         """What the container's config says of layers packed so, in the container's own words; {} if nothing.

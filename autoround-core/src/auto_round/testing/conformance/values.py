@@ -79,6 +79,21 @@ class ValueTests(Declared):
         lost = (self.quantized(data_type, scheme, weight) - weight).norm() / weight.norm()
         assert lost < 1, f"{lost:.0%} of the weight's norm is lost: zeros would be as good."
 
+    def test_rows_that_share_no_scale_stand_alone(
+        self, data_type: DataType, scheme: QuantizationScheme, shape: tuple[int, int]
+    ) -> None:
+        """No row is forgotten, and no group goes on in the next row, however ragged rows are."""
+        height = self._rows_of_a_scale(scheme)
+        if height is None:
+            pytest.skip("all rows share a scale (one_scale = True or group_size = 0)")
+        weight = weight_like(shape)
+        together = self.quantized(data_type, scheme, weight)
+        alone = [self.quantized(data_type, scheme, rows.clone()) for rows in weight.split(height)]
+        for number, (found, wanted) in enumerate(zip(together.split(height), alone, strict=True)):
+            first = number * height
+            told = f"row {first}" if height == 1 else f"rows {first} to {first + len(wanted) - 1}"
+            self._equal(found, wanted, f"{told} must come out as in a weight of nothing else, for it shares no scale")
+
     def test_inputs_are_left_alone(self, data_type: DataType, scheme: QuantizationScheme) -> None:
         weight = weight_like(self.shapes[0])
         before = weight.clone()
@@ -162,8 +177,8 @@ class ValueTests(Declared):
                 f"a weight that is {bad} must raise an AutoRoundError, or keep what is no number within the rows that "
                 f"share its scale; it raised {type(error).__name__}: {error}"
             ) from error
-        height = scheme.group_size[0] if isinstance(scheme.group_size, tuple) else 1
-        if self.one_scale or scheme.group_size == 0 or height >= weight.shape[0]:
+        height = self._rows_of_a_scale(scheme)
+        if height is None or height >= weight.shape[0]:
             return
         plain = self.quantized(data_type, scheme, weight_like(shape))
         assert bool(torch.isfinite(rounded[height:]).all()), "a NaN must not spread to rows it shares no scale with."
@@ -174,6 +189,12 @@ class ValueTests(Declared):
         assert json.loads(json.dumps(card)) == card, "describe must return what JSON can hold."
         assert card.get("name") == self.name, "describe must say the registered name as `name`."
         assert data_type.summary.strip(), "a data type needs a summary, one line for listings."
+
+    def _rows_of_a_scale(self, scheme: QuantizationScheme) -> int | None:
+        """How many rows share scales with each other, None where all do."""
+        if self.one_scale or scheme.group_size == 0:
+            return None
+        return scheme.group_size[0] if isinstance(scheme.group_size, tuple) else 1
 
     def _equal(self, found: torch.Tensor, wanted: torch.Tensor, told: str) -> None:
         largest = float(wanted.abs().max())
