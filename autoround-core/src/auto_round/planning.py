@@ -298,7 +298,7 @@ def _told_unused(plan: Plan, formats: Sequence[OutputFormat]) -> list[str]:
     """A note on matrices that lie in the files beside the model, and stay: vision towers, heads of more tokens."""
     if not plan.unused or all(output_format.own_names for output_format in formats):
         return []
-    told = f"the files have {len(plan.unused)} matrices that {plan.architecture} does not use, {plan.unused[0]} first"
+    told = f"the files have matrices that {plan.architecture} does not use, {and_more(plan.unused)}"
     return [f"{told}: they are written as they are."]
 
 

@@ -2,8 +2,10 @@
 """`auto-round quantize` and `auto-round plan`, as typed: what comes out, and one sentence for every mistake."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
@@ -138,6 +140,17 @@ def test_plan_for_people_and_for_programs(model_dir):
     assert len(told["layers"]) == 15
     assert told["kept"][0]["bytes"] == 256 * 32 * 2
     assert told["layers"][0]["data_type"] == "steps"
+    assert told["unused"] == []
+
+
+def test_a_plan_tells_what_files_have_beside_the_model(model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "more")
+    file = tmp_path / "more/model.safetensors"
+    save_file({**load_file(file), "next.proj.weight": torch.ones(8, 8)}, file, metadata={"format": "pt"})
+    command = ["plan", str(file.parent), "--scheme", "STEPS4", "--format", "auto_round", "--json"]
+    told = json.loads(CliRunner().invoke(main, command).output)
+    assert told["unused"] == ["next.proj"]
+    assert "LlamaForCausalLM does not use, next.proj: they are written as they are" in told["notes"][0]
 
 
 def test_plan_says_when_there_is_too_little_memory(model_dir, monkeypatch):

@@ -69,6 +69,7 @@ def _plain(made: Plan) -> dict[str, Any]:
         "output_bytes": made.output_bytes,
         "bits_per_weight": made.bits_per_weight,
         "kept": [{"name": k.name, "shape": list(k.shape), "bytes": k.nbytes, "reason": k.reason} for k in made.kept],
+        "unused": list(made.unused),
         "notes": list(made.notes),
         "layers": [_plain_layer(layer) for layer in made.layers],
     }
