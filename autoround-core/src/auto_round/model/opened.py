@@ -24,7 +24,6 @@ from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
 from auto_round.model.watched import Watched, watch
 from auto_round.model.weights import (
-    BUILDING,
     OUTSIDE,
     PartLoader,
     Target,
@@ -34,6 +33,7 @@ from auto_round.model.weights import (
 )
 from auto_round.names import experts_above, prefix_change
 from auto_round.plugins import Registry, default_registry
+from auto_round.torch_defaults import BUILDING
 
 __all__ = ["OpenModel", "open_model", "wrap_model"]
 

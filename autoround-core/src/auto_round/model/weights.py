@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import re
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,18 +22,15 @@ from auto_round.errors import ModelError
 from auto_round.model.experts import split_experts
 from auto_round.model.finite import not_finite
 from auto_round.model.reader import PlainReader, StoredFiles, WeightReader
+from auto_round.torch_defaults import BUILDING
 
 if TYPE_CHECKING:
     from auto_round.model.source import StoredTensor
 
-__all__ = ["BUILDING", "OUTSIDE", "PartLoader", "Target", "build", "find_targets", "first_line"]
+__all__ = ["OUTSIDE", "PartLoader", "Target", "build", "find_targets", "first_line"]
 
 OUTSIDE = ""
 """The part that is everything outside the blocks."""
-
-BUILDING = threading.RLock()
-"""Held while modules are built: transformers changes torch's default dtype for it, and accelerate how modules register
-parameters, both for all threads; two at once would leave the process that way."""
 
 
 def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
