@@ -73,8 +73,6 @@ class AutoRound:
         ignore_layers: layers to leave at full precision, named as in `layer_config`; one string may name several, with
             commas.
         dataset: calibration data: texts, tokens, a DataLoader, a file, or a hub data set id; see `load_calibration`.
-        e2e_nsamples: how much of it for steps of all blocks together (`e2e_iters`), which learn few samples by heart;
-            `nsamples` if None.
         nsamples, seqlen: how much of it; `seqlen` defaults to 2048 or what the model can take, if that is less.
         pack: join short texts to full samples instead of padding them.
         quant_lm_head: quantize the output layer too; a tied one gets a weight of its own.
@@ -112,7 +110,6 @@ class AutoRound:
         dataset: Any = None,
         nsamples: int = 128,
         seqlen: int | None = None,
-        e2e_nsamples: int | None = None,
         pack: bool = False,
         quant_lm_head: bool = False,
         static_kv_dtype: str | None = None,
@@ -145,19 +142,17 @@ class AutoRound:
         self.scheme_name, self.scheme = choose_scheme(self.registry, scheme, fields)
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded
         self.options = TuningOptions(**tuning)
-        for name, value in (("nsamples", nsamples), ("seqlen", seqlen), ("e2e_nsamples", e2e_nsamples)):
+        for name, value in (("nsamples", nsamples), ("seqlen", seqlen)):
             if not (value is None and name != "nsamples") and not is_count(value, 1):
                 raise UnknownOptionError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if layer_config is not None and not isinstance(layer_config, Mapping):
             raise UnknownOptionError(f"layer_config is a mapping from layers to schemes, not {layer_config!r}.")
         self.layer_config = with_ignored(layer_config or {}, ignore_layers)
         self.quant_lm_head, self.static_kv_dtype = quant_lm_head, static_kv_dtype
-        self.dataset, self.nsamples, self.e2e_nsamples, self.pack = dataset, nsamples, e2e_nsamples, pack
+        self.dataset, self.nsamples, self.pack = dataset, nsamples, pack
         self.device = device_named(device_map)
         self.trust_remote_code = trust_remote_code
         self.low_cpu_mem_usage, self.resume, self.restart = low_cpu_mem_usage, resume, restart
-        if e2e_nsamples is not None and not self.options.e2e_iters:
-            raise UnknownOptionError("e2e_nsamples is for steps of all blocks together: say how many with e2e_iters.")
         if activations not in (None, *ACTIVATIONS):
             raise UnknownOptionError(f"activations must be {', '.join(ACTIVATIONS)} or None, not {activations!r}.")
         if low_gpu_mem_usage and activations == "device":
@@ -319,13 +314,11 @@ class AutoRound:
             short = None if keep or self.device.type != "cpu" else self._memory_short(plan)
             if short is not None and ranks.writes:
                 _LOGGER.warning("note: %s", short)
-            tokens = self._tokens(self.nsamples) if needs_calibration(plan, self.options) else None
-            e2e_tokens = self._tokens(self.e2e_nsamples) if self.e2e_nsamples is not None else tokens
+            tokens = self._tokens() if needs_calibration(plan, self.options) else None
             progress = default_progress() if self.verbose and ranks.writes else SilentProgress()
             job = Job(
                 self._opened(), plan, self.options, tokens, self.device, progress, self.registry, ranks, keep,
-                e2e_tokens=e2e_tokens, workers=self.workers, resume=self.resume, restart=self.restart,
-                activations=self.activations,
+                workers=self.workers, resume=self.resume, restart=self.restart, activations=self.activations,
             )  # fmt: skip
             by_folder = {folder_of(name) if len(formats) > 1 else "": name for name in formats}
             self._plan, self._results, self._caches = plan, {}, []
@@ -382,9 +375,9 @@ class AutoRound:
             del block  # not to be there while the next one is made
         return tuple(blocks.values())
 
-    def _tokens(self, nsamples: int) -> CalibrationTokens:
+    def _tokens(self) -> CalibrationTokens:
         return tokens_for(
-            self._opened(), self.dataset, nsamples=nsamples, seqlen=self._seqlen, pack=self.pack,
+            self._opened(), self.dataset, nsamples=self.nsamples, seqlen=self._seqlen, pack=self.pack,
             joined=self.options.joined,
         )  # fmt: skip
 

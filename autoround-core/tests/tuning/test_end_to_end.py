@@ -179,14 +179,3 @@ def test_a_model_in_float16_is_as_it_was_but_for_its_layers(stored, registry, ca
 def test_not_with_low_memory():
     with pytest.raises(UnknownOptionError, match="low_memory and e2e_iters exclude each other"):
         TuningOptions(low_memory=True, e2e_iters=10)
-
-
-def test_their_samples_are_asked_for_with_them(model_dir, registry):
-    with pytest.raises(UnknownOptionError, match="say how many with e2e_iters"):
-        AutoRound(model_dir, scheme="STEPS4", registry=registry, e2e_nsamples=10)
-
-
-def test_more_samples_than_blocks_have(quantized, original, calibration, outcomes):
-    quantized(nsamples=4, e2e_iters=1, e2e_nsamples=16)
-    before = divergence(quantized(nsamples=4), original(), calibration)
-    assert outcomes[0].before == pytest.approx(before, rel=1e-2)

@@ -13,7 +13,6 @@ import click
 __all__ = [
     "activations",
     "e2e_iters",
-    "e2e_nsamples",
     "low_memory",
     "model_and_scheme",
     "read_model",
@@ -73,10 +72,6 @@ activations = click.option(
 
 e2e_iters = click.option(
     "--e2e-iters", type=int, default=0, show_default=True, help="Steps of all blocks together after each block's own."
-)
-
-e2e_nsamples = click.option(
-    "--e2e-nsamples", type=int, help="Calibration samples for those.  [default: as many as for blocks]"
 )
 
 low_memory = click.option("--low-memory", is_flag=True, help="Tune with less memory, slower; the same result.")

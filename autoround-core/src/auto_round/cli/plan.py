@@ -13,7 +13,6 @@ import click
 from auto_round.cli.model_options import (
     activations,
     e2e_iters,
-    e2e_nsamples,
     low_memory,
     model_and_scheme,
     read_model,
@@ -36,7 +35,6 @@ __all__ = ["plan"]
 @recipe
 @click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
 @e2e_iters
-@e2e_nsamples
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--disable-opt-rtn", is_flag=True, help="Do not search for better scales first.")
 @activations

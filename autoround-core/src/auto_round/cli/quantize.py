@@ -12,7 +12,6 @@ import click
 from auto_round.cli.model_options import (
     activations,
     e2e_iters,
-    e2e_nsamples,
     low_memory,
     model_and_scheme,
     read_model,
@@ -34,7 +33,6 @@ __all__ = ["quantize"]
 @recipe
 @click.option("--iters", type=int, default=200, show_default=True, help="Steps per block; 0 only rounds.")
 @e2e_iters
-@e2e_nsamples
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Samples per forward pass.")
 @click.option("--gradient-accumulate-steps", type=int, default=1, show_default=True, help="Passes per step.")
 @click.option("--lr", type=float, help="Step size.  [default: 1/iters]")

@@ -33,17 +33,13 @@ def fingerprint(
     model: OpenModel,
     plan: Plan,
     options: TuningOptions,
-    tokens: tuple[CalibrationTokens | None, CalibrationTokens | None],
+    tokens: CalibrationTokens | None,
     registry: Registry,
     formats: Sequence[str],
     device: torch.device,
     ranks: int,
 ) -> Fingerprint:
-    """What decides the result of a run, in terms that a message can name.
-
-    Args:
-        tokens: calibration data, and that of steps of all blocks together.
-    """
+    """What decides the result of a run, in terms that a message can name."""
     assert model.directory is not None
     tuning = {f.name: str(getattr(options, f.name)) for f in dataclasses.fields(options) if f.compare}
     return {
@@ -52,8 +48,7 @@ def fingerprint(
         "scheme": plan.scheme_name,
         **{f"layer {name}": told for name, told in _layers(plan)},
         **tuning,
-        "calibration data": _of_tokens(tokens[0]),
-        "calibration data of e2e_iters": _of_tokens(tokens[1]),
+        "calibration data": "none" if tokens is None else tokens.fingerprint(),
         "formats": ",".join(formats),
         "keys and values": "" if plan.cache is None else plan.cache.data_type.name,
         "plugins": registry.digest(),
@@ -74,10 +69,6 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         for key in dict.fromkeys([*one, *other])
         if one.get(key, missing) != other.get(key, missing)
     ]
-
-
-def _of_tokens(tokens: CalibrationTokens | None) -> str:
-    return "none" if tokens is None else tokens.fingerprint()
 
 
 def _files(directory: Path) -> Iterator[tuple[Path, str]]:

@@ -44,7 +44,6 @@ class Job:
         registry: the plugins in use, which a journal remembers.
         ranks: the processes that share the run.
         keep: whether the model stays in memory.
-        e2e_tokens: calibration data of steps of all blocks together; None where there are none.
         workers: sets of layers that are rounded at once.
         resume: keep a journal, and go on from one.
         restart: forget what an earlier run left.
@@ -61,7 +60,6 @@ class Job:
     registry: Registry
     ranks: Ranks
     keep: bool
-    e2e_tokens: CalibrationTokens | None = None
     workers: int = 1
     resume: bool = True
     restart: bool = False
@@ -126,11 +124,11 @@ class Job:
         if not self.options.e2e_iters:
             yield from parts
             return
-        assert self.e2e_tokens is not None
+        assert self.tokens is not None
         held = list(parts)
         self.progress.end_to_end(self.options.e2e_iters, checkpoint.step)
         finished, self.outcome = tune_end_to_end(
-            self.model.model, held, self.e2e_tokens, self.options, self.device, checkpoint, self.progress.step
+            self.model.model, held, self.tokens, self.options, self.device, checkpoint, self.progress.step
         )
         del held  # with all that is no longer learnt
         self.progress.end_to_end_done(self.outcome)
@@ -167,9 +165,8 @@ class Job:
             return None
         names = [output_format.name for output_format in formats]
         told = fingerprint(
-            self.model, self.plan, self.options, (self.tokens, self.e2e_tokens), self.registry, names, self.device,
-            self.ranks.size,
-        )  # fmt: skip
+            self.model, self.plan, self.options, self.tokens, self.registry, names, self.device, self.ranks.size
+        )
         return Journal.open(place.journal, told, self._memory)
 
     def _helping(self) -> Iterator[BlockResult]:

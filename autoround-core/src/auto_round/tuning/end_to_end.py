@@ -7,11 +7,12 @@ block, q and g those of the quantized model,
 
     loss = mean over tokens of KL(p || q) + HIDDEN * mean over blocks of |g - h|^2 / |h|^2
 
-straight through the rounding (Hinton, Vinyals, Dean 2015, arXiv:1503.02531, at temperature 1; hidden states as in Sun
-et al. 2019, arXiv:1908.09355). As in blocks, steps go by signs, but they are much smaller, and the signs are those of
-gradients added up over some steps (Signum: Bernstein et al. 2018, arXiv:1802.04434): what the whole model says of one
-weight in one batch is mostly chance. Chen et al. 2024, arXiv:2407.11062, train scales that way after their blocks; here
-the rounding goes on being learnt, too. What is better in the end is decided by the first term alone.
+over text that changes each time it is read (`retold`), straight through the rounding (Hinton, Vinyals, Dean 2015,
+arXiv:1503.02531, at temperature 1; hidden states as in Sun et al. 2019, arXiv:1908.09355). As in blocks, steps go by
+signs, but they are much smaller, and the signs are those of gradients added up over some steps (Signum: Bernstein et
+al. 2018, arXiv:1802.04434): what the whole model says of one weight in one batch is mostly chance. Chen et al. 2024,
+arXiv:2407.11062, train scales that way after their blocks; here the rounding goes on being learnt, too. What is better
+in the end is decided by the first term alone, over the text as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from auto_round.run.allocator import freed_memory_kept
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import in_place, put_weight, relative_error
 from auto_round.tuning.result import BlockResult, LayerResult
-from auto_round.tuning.signround import SLICE_SAMPLES, Slot, batches, sign_step
+from auto_round.tuning.retold import Reading, RetoldText, readings
+from auto_round.tuning.signround import SLICE_SAMPLES, Slot, sign_step
 from auto_round.tuning.whole_pass import whole_pass
 
 if TYPE_CHECKING:
@@ -115,11 +117,12 @@ def tune_end_to_end(
         at_once = whole_pass(model, dtype, device, batch_size, tokens.input_ids.shape[1])
         attention = attention_in_steps(model) if at_once.scores else nullcontext()
         with in_place(model, layers, linears), freed_memory_kept(), attention:
-            loss = _Loss(model, tokens, voice, device, at_once.samples)
+            text = RetoldText(tokens)
+            loss = _Loss(model, tokens, text, voice, device, at_once.samples)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
-            steps = _Steps(layers, checkpoint)
-            order = batches(len(tokens), batch_size, torch.Generator().manual_seed(options.seed))
+            steps = _Steps(layers, text, checkpoint)
+            order = readings(tokens, batch_size, options.seed)
             for _ in range(checkpoint.step * options.gradient_accumulate_steps):
                 next(order)
             # Data types that learn nothing leave everything as it is.
@@ -193,22 +196,32 @@ class _Loss:
     """How far the model is from its original on some of the samples."""
 
     def __init__(
-        self, model: Any, tokens: CalibrationTokens, voice: _Voice, device: torch.device, at_once: int
+        self,
+        model: Any,
+        tokens: CalibrationTokens,
+        text: RetoldText,
+        voice: _Voice,
+        device: torch.device,
+        at_once: int,
     ) -> None:
         """Args:
+        tokens: what is judged by.
+        text: the same, as it is learnt from.
         at_once: samples to be run at a time.
         """
-        self._model, self._tokens, self._voice, self._device = model, tokens, voice, device
+        self._model, self._tokens, self._text, self._voice, self._device = model, tokens, text, voice, device
         self._at_once = at_once
 
-    def backward(self, batch: torch.Tensor) -> None:
+    def backward(self, batch: Reading) -> None:
         """Add the gradient of the mean over a batch's tokens to what is learnt."""
-        count = self._tokens.mask[batch].sum()
+        count = self._tokens.mask[batch.samples].sum()
         for part in batch.split(self._at_once):
+            ids = self._text.read(part)
             with torch.no_grad():
-                wanted = self._answer(part, "original", hidden=True)
+                wanted = self._answer(ids, part.samples, "original", hidden=True)
+                self._text.hear(part, wanted.log_probabilities)
             with torch.enable_grad():
-                found = self._answer(part, "rounded", hidden=True)
+                found = self._answer(ids, part.samples, "rounded", hidden=True)
                 loss = _divergence(wanted, found) + HIDDEN * _apart(wanted, found)
                 (loss / count).backward()
 
@@ -217,13 +230,14 @@ class _Loss:
         """Divergence from the original's distributions, in nats."""
         total = 0.0
         for part in samples.split(self._at_once):
-            total += _divergence(self._answer(part, "original"), self._answer(part, said)).double().item()
+            ids = self._tokens.input_ids[part]
+            total += _divergence(self._answer(ids, part, "original"), self._answer(ids, part, said)).double().item()
         return total / int(self._tokens.mask[samples].sum())
 
-    def _answer(self, part: torch.Tensor, said: str, *, hidden: bool = False) -> _Answer:
-        """What the model says to some samples with these weights."""
+    def _answer(self, ids: torch.Tensor, samples: torch.Tensor, said: str, *, hidden: bool = False) -> _Answer:
+        """What the model says with these weights to token ids, which are real where those of some samples are."""
         self._voice.said = said
-        ids, mask = self._tokens.input_ids[part].to(self._device), self._tokens.mask[part]
+        ids, mask = ids.to(self._device), self._tokens.mask[samples]
         # Padding is on the right, where no real token sees it.
         real = (slice(None),) if bool(mask.all()) else mask.to(self._device)
         output = self._model(input_ids=ids, use_cache=False, output_hidden_states=hidden)
@@ -259,12 +273,13 @@ def _apart(wanted: _Answer, found: _Answer) -> torch.Tensor | float:
 class _Steps:
     """Steps everything that is learnt, from where a run was cut off."""
 
-    def __init__(self, layers: Mapping[str, _Layer], checkpoint: Checkpoint) -> None:
+    def __init__(self, layers: Mapping[str, _Layer], text: RetoldText, checkpoint: Checkpoint) -> None:
         self._layers, self._checkpoint, self._saved = layers.values(), checkpoint, time.monotonic()
         self._learnt = {f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.learnt.items()}
         self._sums = {f"{n}.gradient": torch.zeros_like(p) for n, p in self._learnt.items()}
         # What steps change, they change in place.
         self._state: State = {name: p.detach() for name, p in self._learnt.items()} | self._sums
+        self._state["text"] = text.drawn
         for name, tensor in checkpoint.state.items():
             self._state[name].copy_(tensor)
         self._slots = [Slot(p, STEP if n.endswith(".v") else SCALE_STEP, 0.0) for n, p in self._learnt.items()]
