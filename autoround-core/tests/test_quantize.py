@@ -92,6 +92,7 @@ def test_a_run_that_fails_leaves_the_layers_in_their_places(model_dir, registry,
         job.quantize()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"recipe": "best"}])
 def test_the_same_object_goes_on_from_where_it_was_cut_off(model_dir, registry, tokens, tmp_path, monkeypatch, options):
     made = {"scheme": "STEPS4", "dataset": tokens, "iters": 2, "registry": registry, **RUN, **options}
@@ -140,6 +141,7 @@ def test_values_that_mean_nothing_are_refused_at_once(model_dir, registry, optio
         AutoRound(model_dir, scheme="STEPS4", registry=registry, **{**RUN, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, as it begins to compile
 def test_a_wrapper_around_a_model_is_refused_and_a_compiled_one_is_not(model_dir, registry):
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")

@@ -44,6 +44,7 @@ def same_bits(one, other):
     return one.dtype == other.dtype and torch.equal(one.view(integer), other.view(integer))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     data_type=st.sampled_from(EVERY),

@@ -48,6 +48,7 @@ def cases(recorded):
         yield {k: described[k] for k in ("bits", "group_size")}, tensors
 
 
+@pytest.mark.slow
 def test_symmetric_search_matches_or_beats_the_recorded_one(recorded):
     ours, theirs = [], []
     for case, tensors in cases(recorded):

@@ -72,6 +72,7 @@ def test_an_error_leaves_the_model_as_it_was():
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "wanted"), [("bfloat16", "eager"), ("float32", "sdpa")])
 @pytest.mark.parametrize("iters", [0, 1])
 def test_blocks_of_files_and_of_objects_run_in_steps(dtype, wanted, iters, registry, stored, monkeypatch):

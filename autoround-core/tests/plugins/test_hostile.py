@@ -67,6 +67,7 @@ def start(site, *arguments):
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_core_and_the_good_plugin_work_and_each_of_the_others_is_told_apart(everything):
     done = start(everything, "-c", PROGRAM, *HOSTILE, "gone")
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,7 @@ def test_core_and_the_good_plugin_work_and_each_of_the_others_is_told_apart(ever
     assert told["core"] == told["good"] == ("loaded", "", [])
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_them_all(everything):
     done = start(everything, "-c", "from auto_round.cli.main import main; main()", "plugins", "--json")
     assert done.returncode == 0, done.stderr

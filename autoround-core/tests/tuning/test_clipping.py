@@ -97,6 +97,7 @@ def test_no_input_no_choice():
     assert clip_inputs(tunables, observer, Ranks()) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iters", [0, 2])
 def test_the_file_has_what_was_chosen(model_dir, registry, tokens, tmp_path, iters):
     scheme = QuantizationScheme(

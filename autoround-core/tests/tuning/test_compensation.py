@@ -124,6 +124,7 @@ def test_stages():
     assert found == [["q", "k"], ["o"], ["experts.0.up", "experts.1.up"], ["experts.0.down", "experts.1.down"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_moe"])
 def test_a_model_answers_better(stored, registry, architecture):
     calibration = torch.randint(4, 250, (16, 32), generator=torch.Generator().manual_seed(1))

@@ -56,6 +56,7 @@ def quantized(stored, registry, calibration, outcomes):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "qwen3_moe"])
 def test_the_loss_is_how_far_a_model_is_from_its_original(
     quantized, original, calibration, outcomes, monkeypatch, architecture
@@ -123,6 +124,7 @@ def test_steps_that_help_nothing_leave_blocks_as_they_were(quantized, outcomes, 
         assert torch.equal(tuned.state_dict()[name], weight), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["published", "best"])
 @pytest.mark.parametrize("lr", [0.05, 0.5])
 def test_they_go_on_from_what_blocks_were_left_with(quantized, monkeypatch, recipe, lr):

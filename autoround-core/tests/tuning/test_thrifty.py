@@ -26,6 +26,7 @@ def losses(job):
     return [block.loss_after for block in job.report.blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulate_steps": 2}, {"act_bits": 8, "act_data_type": "steps"}])
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt2"])
 def test_the_same_bits_come_out(small_pieces, stored, registry, tokens, family, options):

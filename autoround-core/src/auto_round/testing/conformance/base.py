@@ -20,7 +20,7 @@ from auto_round.tuning.layer import TunableLinear
 
 __all__ = ["Declared", "weight_like"]
 
-SLOW = "slow: more than a few seconds"
+SLOW = "slow: more than a second"
 SHAPES = ((16, 64), (5, 72), (1, 32), (8, 200))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -46,7 +46,9 @@ class RoadTests(Declared):
     ) -> None:
         self._loads_as_tuned(self._checkpoint(data_type, scheme, registry, tmp_path), registry, tmp_path)
 
-    def test_the_improved_recipe_takes_it(self, data_type: DataType, registry: Registry, tmp_path: Path) -> None:
+    def test_the_improved_recipe_takes_it(
+        self, data_type: DataType, registry: Registry, tmp_path: Path, slow: str
+    ) -> None:
         """Which, where it can, rounds columns by themselves and scales channels; with the first scheme."""
         tuned = self._checkpoint(data_type, self.schemes[0], registry, tmp_path, recipe="best")
         self._loads_as_tuned(tuned, registry, tmp_path)
