@@ -11,6 +11,8 @@ from auto_round.tuning.result import LayerResult
 from auto_round_gguf.imatrix import ImportanceFile, read_imatrix, write_imatrix
 from auto_round_gguf.importance import LayerImportance, importance_file
 
+pytestmark = pytest.mark.slow
+
 READ, WRITE = "AUTO_ROUND_GGUF_IMATRIX", "AUTO_ROUND_GGUF_SAVE_IMATRIX"
 WIDTH, INNER = 256, 512
 

@@ -10,6 +10,8 @@ from auto_round import AutoRound
 from auto_round.errors import PlanError, UnknownOptionError
 from auto_round_gguf.settings import shard_bytes
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 264
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,

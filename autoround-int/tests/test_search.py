@@ -75,6 +75,7 @@ def test_symmetric_search_matches_or_beats_the_recorded_one(recorded):
     assert gains.mean() < 0.97
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_never_worse_than_plain_rounding(recorded, data_type, scale_dtype):

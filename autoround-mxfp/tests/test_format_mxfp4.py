@@ -15,6 +15,8 @@ from auto_round.model.experts import split_experts
 from auto_round.tuning.result import LayerResult
 from auto_round_mxfp.format_mxfp4 import GptOssFormat
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"nsamples": 8, "batch_size": 4, "verbose": False}
 COMMON = {
     "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -12,6 +12,8 @@ from auto_round.tuning import end_to_end
 from auto_round.tuning.end_to_end import Checkpoint
 from auto_round.tuning.options import TuningOptions
 
+pytestmark = pytest.mark.slow
+
 BITS = {"bits": 3, "iters": 0}
 
 
@@ -56,7 +58,6 @@ def quantized(stored, registry, calibration, outcomes):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "tied", "gpt2", "qwen3_moe"])
 def test_the_loss_is_how_far_a_model_is_from_its_original(
     quantized, original, calibration, outcomes, monkeypatch, architecture
@@ -124,7 +125,6 @@ def test_steps_that_help_nothing_leave_blocks_as_they_were(quantized, outcomes, 
         assert torch.equal(tuned.state_dict()[name], weight), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["published", "best"])
 @pytest.mark.parametrize("lr", [0.05, 0.5])
 def test_they_go_on_from_what_blocks_were_left_with(quantized, monkeypatch, recipe, lr):
