@@ -115,6 +115,8 @@ class StepsPlugin:
 
 
 class Picky(OutputFormat):
+    """Takes narrow layers alone, and scales in float32."""
+
     name = "picky"
 
     def refuses(self, layer):

@@ -83,7 +83,7 @@ def only_beyond(self, tensor, bits=4, group_size=32, v=0.0, max_scale=1.0):
     return torch.where(codes.abs() > 7, kept * scale.detach(), kept * scale), None, None
 
 
-def forgets_rows(self, tensor, bits=4, group_size=32, scale_dtype=torch.float16):
+def forgets_rows(self, tensor, bits=4, group_size=32):
     """Works through a weight four rows at a time, and stops at the last four."""
     groups = tensor.float().view(tensor.shape[0], -1, 8)
     scale = groups.abs().amax(-1, keepdim=True) / 7

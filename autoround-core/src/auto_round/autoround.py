@@ -143,7 +143,7 @@ class AutoRound:
         self.registry.data_type_for(self.scheme)  # an unknown data type is said now, not when the model is loaded
         self.options = TuningOptions(**tuning)
         for name, value in (("nsamples", nsamples), ("seqlen", seqlen)):
-            if not (value is None and name != "nsamples") and not is_count(value, 1):
+            if not (value is None and name == "seqlen") and not is_count(value, 1):
                 raise UnknownOptionError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if layer_config is not None and not isinstance(layer_config, Mapping):
             raise UnknownOptionError(f"layer_config is a mapping from layers to schemes, not {layer_config!r}.")

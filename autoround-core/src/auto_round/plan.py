@@ -208,7 +208,7 @@ class Plan:
     @property
     def output_bytes(self) -> int:
         """Bytes the model will take, in all formats together."""
-        copies = max((len(layer.stored_bits) for layer in self.quantized), default=0) or 1
+        copies = max([1, *(len(layer.stored_bits) for layer in self.quantized)])
         saved = sum(
             (0 if layer.tied else layer.shape[0] * layer.shape[1] * layer.dtype.itemsize) - layer.nbytes
             for layer in self.quantized

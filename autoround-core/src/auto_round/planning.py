@@ -124,8 +124,6 @@ def make_plan(
     layers = [_left_alone(layer, small[layer.name]) if layer.name in small else layer for layer in layers]
     refused: dict[str, list[str]] = {}
     layers = [_with_format(layer, formats, refusals, refused) for layer in layers]
-    if not refused:
-        layers = _with_sizes(layers, formats)
     plan = Plan(
         model=model.name,
         architecture=model.architecture,
@@ -152,7 +150,9 @@ def make_plan(
         *(n for output_format in formats for n in output_format.notes(plan)),
     ]
     return dataclasses.replace(
-        plan, notes=(*_told_stacked(plan), *_told_unused(plan, formats), *_told_small(small), *notes)
+        plan,
+        layers=_with_sizes(plan.layers, formats),
+        notes=(*_told_stacked(plan), *_told_unused(plan, formats), *_told_small(small), *notes),
     )
 
 
@@ -363,8 +363,8 @@ def _with_format(
     return dataclasses.replace(layer, scale_dtype=next(iter(wanted), layer.data_type.scale_dtype))
 
 
-def _with_sizes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> list[LayerSpec]:
-    """Note what weights take in each format, which layers that are alike ask once."""
+def _with_sizes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) -> tuple[LayerSpec, ...]:
+    """Note what weights take in each format, which is asked once for layers that are alike."""
     known: dict[Any, tuple[float, ...]] = {}
 
     def stored(layer: LayerSpec) -> tuple[float, ...]:
@@ -374,4 +374,6 @@ def _with_sizes(layers: Sequence[LayerSpec], formats: Sequence[OutputFormat]) ->
             known[alike] = tuple(output_format.bits_per_weight(layer) for output_format in formats)
         return known[alike]
 
-    return [dataclasses.replace(layer, stored_bits=stored(layer)) if layer.quantized else layer for layer in layers]
+    return tuple(
+        dataclasses.replace(layer, stored_bits=stored(layer)) if layer.quantized else layer for layer in layers
+    )

@@ -23,14 +23,7 @@ from auto_round.model.reader import PlainReader, WeightReader
 from auto_round.model.source import StoredTensor, locate, read_headers
 from auto_round.model.structure import Structure, find_structure
 from auto_round.model.watched import Watched, watch
-from auto_round.model.weights import (
-    OUTSIDE,
-    PartLoader,
-    Target,
-    build,
-    find_targets,
-    first_line,
-)
+from auto_round.model.weights import OUTSIDE, PartLoader, Target, build, find_targets, first_line
 from auto_round.names import experts_above, prefix_change
 from auto_round.plugins import Registry, default_registry
 from auto_round.torch_defaults import BUILDING

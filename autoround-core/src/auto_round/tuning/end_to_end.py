@@ -118,7 +118,7 @@ def tune_end_to_end(
         attention = attention_in_steps(model) if at_once.scores else nullcontext()
         with in_place(model, layers, linears), freed_memory_kept(), attention:
             text = RetoldText(tokens)
-            loss = _Loss(model, tokens, text, voice, device, at_once.samples)
+            loss = _Loss(model, text, voice, device, at_once.samples)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()
             before = loss.mean(slice_, "blocks")
             steps = _Steps(layers, text, checkpoint)
@@ -195,21 +195,12 @@ class _Layer(TunableLinear):
 class _Loss:
     """How far the model is from its original on some of the samples."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokens: CalibrationTokens,
-        text: RetoldText,
-        voice: _Voice,
-        device: torch.device,
-        at_once: int,
-    ) -> None:
+    def __init__(self, model: Any, text: RetoldText, voice: _Voice, device: torch.device, at_once: int) -> None:
         """Args:
-        tokens: what is judged by.
-        text: the same, as it is learnt from.
+        text: what is learnt from; its tokens as they are is what is judged by.
         at_once: samples to be run at a time.
         """
-        self._model, self._tokens, self._text, self._voice, self._device = model, tokens, text, voice, device
+        self._model, self._tokens, self._text, self._voice, self._device = model, text.tokens, text, voice, device
         self._at_once = at_once
 
     def backward(self, batch: Reading) -> None:

@@ -59,16 +59,17 @@ class RetoldText:
     """Samples, and what the model said in place of each of their tokens when they were read last.
 
     Attributes:
+        tokens: the samples as they are.
         drawn: int64 [samples, seqlen], the tokens themselves where nothing was said yet; written to in place.
     """
 
     def __init__(self, tokens: CalibrationTokens) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self.drawn = tokens.input_ids.clone()
 
     def read(self, reading: Reading) -> torch.Tensor:
         """Token ids to feed, int64 [batch, seqlen]."""
-        ids = self._tokens.input_ids[reading.samples]
+        ids = self.tokens.input_ids[reading.samples]
         return torch.where(reading.replaced, self.drawn[reading.samples], ids)
 
     def hear(self, reading: Reading, log_probabilities: torch.Tensor) -> None:
@@ -77,12 +78,12 @@ class RetoldText:
         Args:
             log_probabilities: of the token after each real one, in the order of the mask, [..., vocabulary].
         """
-        real = self._tokens.mask[reading.samples]
+        real = self.tokens.mask[reading.samples]
         rows = log_probabilities.flatten(0, -2)
         chances = reading.chances[real].to(rows.device).unsqueeze(-1)
         each = max(1, AT_ONCE // rows.shape[-1])
         parts = zip(rows.split(each), chances.split(each), strict=True)
-        said = self._tokens.input_ids[reading.samples]
+        said = self.tokens.input_ids[reading.samples]
         said[real] = torch.cat([_drawn(*part) for part in parts]).to(said.device)
         self.drawn[reading.samples, 1:] = said[:, :-1]
 
