@@ -26,6 +26,7 @@ class InputObserver:
     """Watches linear layers.
 
     Attributes:
+        layers: what it watches, by name.
         sums: importance per layer, float32 [in_features].
         lows, highs: range of a layer's input, float32 scalars, zero included.
         some: inputs of the first tokens of those layers, [up to KEPT, in_features], if any are kept.
@@ -43,7 +44,7 @@ class InputObserver:
         """
         self._keep = keep
         self.some: dict[str, torch.Tensor] = {}
-        self._layers, self._importance, self._ranges = layers, importance, ranges
+        self.layers, self._importance, self._ranges = layers, importance, ranges
         self.tokens: dict[str, int] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.lows: dict[str, torch.Tensor] = {}
@@ -53,7 +54,7 @@ class InputObserver:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Observe for as long as the context lasts."""
-        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self._layers.items()]
+        handles = [module.register_forward_pre_hook(self._hook(name)) for name, module in self.layers.items()]
         try:
             yield
         finally:
@@ -85,16 +86,16 @@ class InputObserver:
 
     def gather(self, ranks: Ranks) -> None:
         """Put together what the ranks of a run have seen, each of its own samples."""
-        names = list(self._layers)
+        names = list(self.layers)
         if ranks.size == 1 or not names:
             return
         counts = ranks.add_up(torch.tensor([self.tokens.get(name, 0) for name in names]))
         self.tokens = {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
         for name in (n for n in self.tokens if n in self._importance):
-            weight = self._layers[name].weight
-            width = getattr(self._layers[name], "in_features", 0) or weight.shape[0]  # [in, out] where it is turned
+            weight = self.layers[name].weight
+            width = getattr(self.layers[name], "in_features", 0) or weight.shape[0]  # [in, out] where it is turned
             self.sums[name] = ranks.add_up(self.sums.get(name, torch.zeros(width)).cpu()).to(weight.device)
         for name in (n for n in self.tokens if n in self._ranges):
-            device = self._layers[name].weight.device
+            device = self.layers[name].weight.device
             self.lows[name] = ranks.least(self.lows.get(name, torch.zeros(())).cpu()).to(device)
             self.highs[name] = ranks.most(self.highs.get(name, torch.zeros(())).cpu()).to(device)

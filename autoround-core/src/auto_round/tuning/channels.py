@@ -17,6 +17,7 @@ from auto_round.model.weights import Target
 from auto_round.plan import LayerSpec
 from auto_round.tuning.chains import PROBE_SAMPLES, Chains, Runner
 from auto_round.tuning.equalise import Trial, equalise
+from auto_round.tuning.partial_pass import PartialPass
 from auto_round.tuning.places import find_rescalings
 
 if TYPE_CHECKING:
@@ -67,11 +68,15 @@ def equalise_block(
     batches = batches[:: max(1, len(batches) // BATCHES)][:BATCHES]
     targets = [runner(chains.reference[part]) for part in batches]
 
+    passes: dict[frozenset[nn.Module], PartialPass] = {}
+
     def watch(observer: InputObserver) -> None:
+        watched = frozenset(observer.layers.values())
+        run = passes.setdefault(watched, PartialPass(runner, watched))
         with observer.watching():
             for part in batches[:1]:
                 observer.mask = None if chains.mask is None else chains.mask[part].to(device)
-                runner(chains.reference[part])
+                run(chains.reference[part])
 
     def loss() -> float:
         total = 0.0

@@ -14,6 +14,7 @@ from auto_round.model.structure import without_numbers
 from auto_round.tuning.chains import PROBE_SAMPLES, Chains, Runner
 from auto_round.tuning.compensation import Inputs, compensate
 from auto_round.tuning.layer import TunableLinear
+from auto_round.tuning.partial_pass import PartialPass
 
 if TYPE_CHECKING:
     from auto_round.tuning.options import TuningOptions
@@ -47,14 +48,15 @@ def compensate_block(
     for names in stages(linears, lambda: runner(chains.reference[:PROBE_SAMPLES])):
         small = [name for name in names if tunables[name].weight.shape[1] <= LARGEST_INPUT]
         collector = _Collector({name: linears[name] for name in small}, tunables, chains)
+        run = PartialPass(runner, [linears[name] for name in small])
         with ExitStack() as stack, collector.watching():
             for name, tunable in finished.items():
                 stack.enter_context(_answering(linears[name], tunable, collector))
-            for part in chains.batches():
+            for part in chains.batches() if small else ():
                 collector.begin(part)
-                runner(chains.reference[part])
+                run(chains.reference[part])
                 collector.original = False
-                runner(source[part])
+                run(source[part])
         done += [n for n, inputs in collector.gathered().items() if compensate(tunables[n], inputs)]
         finished |= {name: tunables[name] for name in names}
     return done
