@@ -70,6 +70,7 @@ def main() -> None:
     show(sys.executable, "rounding.py", *cases("rounding"))
     if args.known:
         show(args.known, "known_packing.py")
+    show(sys.executable, "attention.py")
     show(sys.executable, "step.py", *cases("step"))
     if args.quick:
         return

@@ -31,8 +31,7 @@ def test_what_tuning_needs_is_added_up(monkeypatch, registry, tmp_path):
     assert head.memory_needed().outside == outside
     monkeypatch.setattr("auto_round.run.memory.LEARNING", -7)
     assert job.memory_needed().block == outside + 2 * block  # but first they are there, with a block
-    scores = 4 * 2 * 16 * 16  # of four heads
-    assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32) + 24 * scores
+    assert need.activations == 3 * 2 * (4 * 16 * 32) + 24 * 2 * (2 * 16 * 32)
     assert need.process <= peak_memory()
     assert need.total == need.process + need.outside + need.block + need.activations
 
@@ -43,7 +42,7 @@ def test_activations_on_a_device_of_their_own_take_no_memory_of_the_cpu(stored, 
         job = AutoRound(stored("llama"), activations=where, **options)
         for device in ("cpu", "cuda"):
             job.device = torch.device(device)
-            within = 24 * 2 * (2 * 16 * 32) + (24 * 4 * 2 * 16 * 16 if device == "cpu" else 0)
+            within = 24 * 2 * (2 * 16 * 32)
             between = 0 if (where, device) == ("device", "cuda") else 3 * 2 * (4 * 16 * 32)
             assert job.memory_needed().activations == between + within
     with pytest.raises(UnknownOptionError, match="disk, cpu, device"):
@@ -58,15 +57,11 @@ def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path, monkeypatc
     kept = 2 * (2 * 256 * 32)  # embedding and output, bfloat16
     # As it was; offset, gradient, what gradients add up to, code, what it decodes to, what its backward pass needs.
     assert need.block == 2 * weights + kept + (2 + 4 + 4 + 4 + 1 + 3 + 3) * weights
-    scores = 4 * 2 * 16 * 16
     # Of two blocks: all of one that computes, half of one that waits; and the logits.
-    of_batch = 1.5 * (24 * 2 * (2 * 16 * 32) + 24 * scores) + 24 * (2 * 16 * 256)
+    of_batch = 1.5 * (24 * 2 * (2 * 16 * 32)) + 24 * (2 * 16 * 256)
     assert need.activations == 3 * 2 * (4 * 16 * 32) + of_batch
-    # A batch that has too many scores, or logits, is run in parts.
+    # A batch that has too many logits is run in parts.
     half = 3 * 2 * (4 * 16 * 32) + of_batch / 2
-    with monkeypatch.context() as few:
-        few.setattr("auto_round.calibration.attention.LARGEST", scores // 2)
-        assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
     monkeypatch.setattr("auto_round.tuning.whole_pass.LOGITS", 1)
     assert AutoRound(tmp_path, e2e_iters=1, **options).memory_needed().activations == half
 

@@ -8,14 +8,13 @@ import logging
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from auto_round.calibration.attention import attention_in_steps, scores_kept
 from auto_round.calibration.for_model import sample_length, tokens_for
 from auto_round.data_type.results import ResultError
 from auto_round.data_type.untouched import WrittenIntoError
@@ -29,7 +28,6 @@ from auto_round.errors import (
 from auto_round.export.chosen import folder_of, folders_of, formats_named, formats_to_write
 from auto_round.export.output import check_output, staged_output
 from auto_round.model.opened import OpenModel, open_model, wrap_model
-from auto_round.model.weights import OUTSIDE
 from auto_round.names import did_you_mean
 from auto_round.option_hints import instead_of
 from auto_round.plan import Plan
@@ -325,7 +323,7 @@ class AutoRound:
             results = job.in_memory() if output is None else job.to_files(output, by_folder)
             self._began = True
             try:
-                with closing(results), self._attention(plan, tokens):
+                with closing(results):
                     blocks = self._take(results, keep=output is None, tells=ranks.writes)
             except (ResultError, WrittenIntoError) as error:
                 raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error
@@ -381,33 +379,16 @@ class AutoRound:
             joined=self.options.joined,
         )  # fmt: skip
 
-    def _attention(self, plan: Plan, tokens: CalibrationTokens | None) -> AbstractContextManager[None]:
-        """Attention as blocks shall compute it while these tokens flow."""
-        if tokens is None:
-            return nullcontext()
-        batch_size = tokens.per_batch(self.options.batch_size)
-        if not self._scores_kept(plan, batch_size, tokens.input_ids.shape[1]):
-            return nullcontext()
-        self._opened().bring(OUTSIDE)  # the modules that will run
-        return attention_in_steps(self._opened().model)
-
-    def _scores_kept(self, plan: Plan, batch_size: int, length: int) -> int:
-        return scores_kept(self._opened().model, self._dtype(plan), self.device, batch_size, length)
-
-    def _dtype(self, plan: Plan) -> torch.dtype:
-        """In which blocks are computed, on a device that can do it."""
-        return self.options.compute_dtype or plan.layers[0].dtype
-
     def _memory_needed(self, plan: Plan, options: TuningOptions) -> MemoryNeed:
         model = self._opened().model
         length = sample_length(self._opened(), self._seqlen)
-        batch = max(1, options.batch_size // options.joined), length * options.joined
-        together = whole_pass(model, self._dtype(plan), self.device, *batch) if options.e2e_iters else None
+        together = None
+        if options.e2e_iters:
+            together = whole_pass(model, max(1, options.batch_size // options.joined), length * options.joined)
         return memory_needed(
             plan, options, flows=needs_calibration(plan, options), samples=self.nsamples, seqlen=length,
             features=getattr(model.config, "hidden_size", 0), workers=self.workers,
-            scores=self._scores_kept(plan, *batch), together=together,
-            elsewhere=self.activations == "device" and self.device.type != "cpu",
+            together=together, elsewhere=self.activations == "device" and self.device.type != "cpu",
         )  # fmt: skip
 
     def _memory_short(self, plan: Plan) -> str | None:

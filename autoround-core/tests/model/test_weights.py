@@ -96,6 +96,13 @@ def test_one_part_at_a_time_in_any_order_and_again(stored, architecture):
     assert_same_answers(opened.model, theirs)
 
 
+def test_who_changes_the_config_of_an_opened_model_means_all_blocks(stored):
+    opened = open_model(stored("llama"))
+    opened.load()
+    opened.model.set_attn_implementation("eager")
+    assert {layer.self_attn.config._attn_implementation for layer in opened.model.model.layers} == {"eager"}
+
+
 def test_released_weights_are_gone(stored):
     opened = open_model(stored("qwen3_moe"))
     opened.load()

@@ -1,67 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How blocks compute attention while calibration data flows through them.
+"""Which attention is computed by rows while calibration data flows: whatever `rows_of_attention` can do, on CPUs.
 
-torch's fused kernel for CPUs keeps no scores, which saves memory where they are many. Where they are few it takes up to
-twice as long in bfloat16 as two products and a softmax, forward and backward.
+Models ask torch for it, by whichever way of their own, and that is where they are answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["attention_in_steps", "samples_kept", "scores_kept"]
+from auto_round.calibration.rows_of_attention import attend
 
-LARGEST = 1 << 22
-"""Scores of a batch, all heads together, up to which they are kept: 8 MiB in bfloat16."""
-
-FUSED, IN_STEPS = "sdpa", "eager"
-"""As transformers calls them. It fuses where the user or the model did not ask for anything else."""
+__all__ = ["attention_by_rows"]
 
 
-def scores_kept(model: Any, dtype: torch.dtype, device: torch.device, batch_size: int, length: int) -> int:
-    """Scores that each block keeps between the steps of its attention; 0 where it is to be as the model says.
+def attention_by_rows(device: torch.device) -> AbstractContextManager[object]:
+    """Have `scaled_dot_product_attention` computed by rows in this thread, on CPUs; elsewhere nothing changes.
 
-    Args:
-        model: its modules need not be there yet.
-        dtype: in which blocks compute.
-        device: where they do.
-        batch_size, length: of what they are fed at a time.
+    Masks that add something, or differ between samples or heads, dropout and float64 are left to torch.
     """
-    if device.type != "cpu" or dtype != torch.bfloat16 or not _replaceable(model):
-        return 0
-    scores = (getattr(model.config, "num_attention_heads", None) or 0) * batch_size * length**2
-    return scores if scores <= LARGEST else 0
+    return _ByRows() if device.type == "cpu" else nullcontext()
 
 
-def samples_kept(model: Any, dtype: torch.dtype, device: torch.device, length: int) -> int:
-    """Samples of this length that can be fed at a time so that their scores are kept; 0 where none can."""
-    scores = scores_kept(model, dtype, device, 1, length)
-    return LARGEST // scores if scores else 0
+class _ByRows(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            answer = _attention(*args, **kwargs)
+            if answer is not None:
+                return answer
+        return func(*args, **kwargs)
 
 
-@contextmanager
-def attention_in_steps(model: Any) -> Iterator[None]:
-    """Have a model compute attention in steps, as its own code spells it out, and afterwards as before.
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor | None:
+    """Arguments are torch's; None where this is not for us."""
+    tensors = (query, key, value)
+    plain = all(x.dim() == 4 and x.numel() and x.device.type == "cpu" and x.dtype == query.dtype for x in tensors)
+    if not plain or query.dtype not in (torch.bfloat16, torch.float32) or dropout_p:
+        return None
+    heads, readers = query.shape[1], key.shape[1]
+    shared = readers in (1, heads) or (enable_gqa and heads % readers == 0)
+    alike = query.shape[0] == key.shape[0] and key.shape[:3] == value.shape[:3] and query.shape[3] == key.shape[3]
+    if not (shared and alike):
+        return None
+    seen = _seen(attn_mask, (query.shape[2], key.shape[2]), causal=is_causal)
+    return None if seen is None else attend(query, key, value, seen, query.shape[3] ** -0.5 if scale is None else scale)
 
-    A model whose attention is another one than torch's, or no matter of its config alone, stays as it is.
-    """
-    if not _replaceable(model):
-        yield
-        return
-    model.set_attn_implementation(IN_STEPS)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(FUSED)
 
-
-def _replaceable(model: Any) -> bool:
-    """Whether a model's attention is torch's fused one, and can be another."""
-    config = getattr(model, "config", None)
-    fused = getattr(config, "_attn_implementation", None) == FUSED and not getattr(config, "sub_configs", None)
-    # A class whose attention cannot be set only warns when it is.
-    return fused and model._can_set_attn_implementation()  # noqa: SLF001
+def _seen(mask: torch.Tensor | None, lengths: tuple[int, int], *, causal: bool) -> torch.Tensor | None:
+    """Which keys each query may look at, bool [L, S]; None where that is not all there is to a mask."""
+    if mask is None:
+        every = torch.ones(lengths, dtype=torch.bool)
+        return every.tril_() if causal else every
+    if causal or mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[2:] != lengths:
+        return None
+    if any(size > 1 and stride for size, stride in zip(mask.shape[:2], mask.stride()[:2], strict=True)):
+        return None
+    one = mask[0, 0]
+    return one if bool(one.any(-1).all()) else None

@@ -56,10 +56,6 @@ SOLVED = 32
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
 
-SCORES = 24
-"""Bytes per score of attention that is computed in steps: before and after the softmax, in its precision, gradients."""
-
-
 LOGIT = 24
 """Bytes per logit of both models: as computed, logarithms of probabilities, what their divergence needs, gradients."""
 
@@ -96,7 +92,6 @@ def memory_needed(
     seqlen: int,
     features: int,
     workers: int,
-    scores: int = 0,
     together: WholePass | None = None,
     elsewhere: bool = False,
 ) -> MemoryNeed:
@@ -106,7 +101,6 @@ def memory_needed(
         flows: whether calibration data goes through the model.
         samples, seqlen, features: of the calibration data, and of hidden states.
         workers: sets of layers that are rounded at once.
-        scores: of attention, that a block keeps for a batch.
         together: what goes through the whole model at a time in steps of all blocks together, if there are any.
         elsewhere: whether the activations between blocks live on a device of their own. Those on disk count: they are
             in memory for as long as the system has room.
@@ -133,14 +127,14 @@ def memory_needed(
     between = samples * seqlen * features * itemsize * (3 if follows else 2)
     between = 0 if elsewhere else between
     kept = PASSES + OWN * options.improved if options.iters else 8
-    within = options.batch_size * seqlen * features * itemsize * kept + scores * SCORES
+    within = options.batch_size * seqlen * features * itemsize * kept
     if together is not None:
         everything = sum(weights.values()) + sum(tensor.nbytes for tensor in plan.kept)
         learning = (TOGETHER + itemsize * (1 + options.compensates)) * sum(
             layer.shape[0] * layer.shape[1] for layer in plan.quantized
         )
         # All blocks keep what their backward passes need, and one at a time computes.
-        passing = together.tokens * features * itemsize * PASSES + together.scores * SCORES
+        passing = together.tokens * features * itemsize * PASSES
         passing = passing * (1 + len(plan.blocks)) // 2 + together.logits * LOGIT
         return MemoryNeed(process, 0, everything + max(learnt, learning), between + max(within, passing))
     if any(layer.block is None for layer in plan.quantized):

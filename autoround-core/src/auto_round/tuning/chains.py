@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from auto_round.calibration.attention import attention_by_rows
 from auto_round.calibration.cache import CacheObserver
 from auto_round.calibration.inputs import BlockCall, BlockInputs, capture_block_inputs
 from auto_round.calibration.observer import InputObserver
@@ -90,7 +91,8 @@ class Runner:
         }
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._calls[len(hidden)].run(self._block, hidden.to(self._device, self._dtype))
+        with attention_by_rows(self._device):
+            return self._calls[len(hidden)].run(self._block, hidden.to(self._device, self._dtype))
 
     def over(
         self, chains: Chains, inputs: torch.Tensor, observers: Sequence[InputObserver | CacheObserver] = ()

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from auto_round.calibration.attention import attention_in_steps
+from auto_round.calibration.attention import attention_by_rows
 from auto_round.run.allocator import freed_memory_kept
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import in_place, put_weight, relative_error
@@ -114,9 +114,8 @@ def tune_end_to_end(
         voice = _Voice()
         layers = {n: _Layer(layer, linears[n], dtype, device, voice) for n, layer in given.items()}
         batch_size = tokens.per_batch(options.batch_size)
-        at_once = whole_pass(model, dtype, device, batch_size, tokens.input_ids.shape[1])
-        attention = attention_in_steps(model) if at_once.scores else nullcontext()
-        with in_place(model, layers, linears), freed_memory_kept(), attention:
+        at_once = whole_pass(model, batch_size, tokens.input_ids.shape[1])
+        with in_place(model, layers, linears), freed_memory_kept(), attention_by_rows(device):
             text = RetoldText(tokens)
             loss = _Loss(model, text, voice, device, at_once.samples)
             slice_ = torch.linspace(0, len(tokens) - 1, min(SLICE_SAMPLES, len(tokens))).round().long()

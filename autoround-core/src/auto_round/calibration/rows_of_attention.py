@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention with its backward pass, for some queries at a time; torch's own kernel for CPUs takes about twice as long.
+
+With Q [L, d] a head's queries, K [S, d] and V [S, e] the keys and values that it reads, and M 0 where a query may look
+and minus infinity where it may not,
+
+    P = softmax(scale Q K^T + M),    O = P V
+
+for some rows of Q at a time, and for no more columns of K than those rows may see: a causal mask leaves about half.
+Nothing of P is kept. The backward pass makes it anew and has, with * and sums by element and row,
+
+    dV = P^T dO,    dP = dO V^T,    dS = P * (dP - sum(P * dP)),    dQ = scale dS K,    dK = scale dS^T Q
+
+(Dao et al. 2022, arXiv:2205.14135, sections 3.1 and B.2). Queries of all heads that read the same keys share a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+__all__ = ["attend"]
+
+ROWS = 64
+"""Queries of a head at a time."""
+
+SCORES = 1 << 20
+"""Elements of P at a time, for each thread: 2 MiB in bfloat16, which caches hold."""
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention, differentiable once in the first three.
+
+    Args:
+        query: [batch, heads, L, d].
+        key: [batch, readers, S, d], each for as many heads one after another as there are heads to a reader.
+        value: [batch, readers, S, e].
+        seen: which keys each query may look at, at least one, bool [L, S].
+
+    Returns:
+        [batch, heads, L, e] in the dtype of the query.
+    """
+    answer: torch.Tensor = _RowsOfAttention.apply(query, key, value, tuple(_parts(seen, query.dtype)), scale)
+    return answer
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some rows of queries.
+
+    Attributes:
+        rows: which.
+        columns: of the keys that any of them may see.
+        hidden: of these, those that some of the rows may not see.
+        bias: 0 or minus infinity for each row and each of those.
+    """
+
+    rows: slice
+    columns: slice
+    hidden: slice
+    bias: torch.Tensor
+
+
+def _parts(seen: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
+    for start in range(0, len(seen), ROWS):
+        rows = slice(start, min(start + ROWS, len(seen)))
+        some = seen[rows]
+        columns = _span(some.any(0))
+        unseen = ~some[:, columns]
+        hidden = _span(unseen.any(0))
+        bias = torch.zeros_like(unseen[:, hidden], dtype=dtype).masked_fill_(unseen[:, hidden], float("-inf"))
+        yield _Part(rows, columns, hidden, bias)
+
+
+def _span(true: torch.Tensor) -> slice:
+    """From the first to the last that is true."""
+    at = true.nonzero()
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+
+
+class _RowsOfAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: tuple[_Part, ...], scale: float
+    ) -> torch.Tensor:
+        batch, heads, length, _ = query.shape
+        # As models go on with it: heads after tokens.
+        output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        for (q, answer), (k, v) in _together((query, output), (key.contiguous(), value.contiguous())):
+            for part in parts:
+                _, p = _probabilities(q, k, part, scale)
+                _put(answer[..., part.rows, :], torch.bmm(p, _columns(v, part)))
+        ctx.save_for_backward(query, key, value)
+        ctx.parts, ctx.scale = parts, scale
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        found = [torch.empty_like(x) for x in ctx.saved_tensors]
+        of_keys = key.contiguous(), value.contiguous(), *found[1:]
+        for (q, do, dq), (k, v, dk, dv) in _together((query, gradient, found[0]), of_keys):
+            # Sums over parts are of many small numbers: in float32.
+            dk_sum = torch.zeros_like(k, dtype=torch.float32).flatten(0, 1)
+            dv_sum = torch.zeros_like(v, dtype=torch.float32).flatten(0, 1)
+            for part in ctx.parts:
+                rows, p = _probabilities(q, k, part, ctx.scale)
+                d = do[..., part.rows, :].reshape(len(p), -1, do.shape[-1])
+                dv_sum[:, part.columns].add_(torch.bmm(p.transpose(1, 2), d))
+                dp = torch.bmm(d, _columns(v, part).transpose(1, 2))
+                ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # noqa: SLF001 - what softmax itself calls
+                _put(dq[..., part.rows, :], torch.bmm(ds, _columns(k, part)).mul_(ctx.scale))
+                dk_sum[:, part.columns].add_(torch.bmm(ds.transpose(1, 2), rows))
+            _put(dk, dk_sum)
+            _put(dv, dv_sum)
+        return (*found, None, None)
+
+
+def _together(
+    of_queries: Sequence[torch.Tensor], of_keys: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """As many samples and readers at a time as caches hold scores of.
+
+    Args:
+        of_queries: [samples, heads, L, ...].
+        of_keys: [samples, readers, S, ...].
+
+    Yields:
+        views of parts of them, the former as [samples, readers, heads that read the same keys, L, ...].
+    """
+    (_, heads, queries), (samples, readers, keys) = of_queries[0].shape[:3], of_keys[0].shape[:3]
+    by_reader = [x.unflatten(1, (readers, heads // readers)) for x in of_queries]
+    size = SCORES * torch.get_num_threads() // (heads // readers * min(ROWS, queries) * keys)
+    for some in _split(samples, size // readers):
+        for which in _split(readers, size):
+            yield [x[some, which] for x in by_reader], [x[some, which] for x in of_keys]
+
+
+def _split(count: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _columns(x: torch.Tensor, part: _Part) -> torch.Tensor:
+    """The keys or values of a part, one matrix for each reader, [readers, columns, ...]."""
+    return x.flatten(0, 1)[:, part.columns]
+
+
+def _put(place: torch.Tensor, matrices: torch.Tensor) -> None:
+    """Copy what was computed for each reader to where it belongs."""
+    place.copy_(matrices.view(place.shape))
+
+
+def _probabilities(q: torch.Tensor, k: torch.Tensor, part: _Part, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled queries of a part, [readers, heads * rows, d], and P, [readers, heads * rows, columns]."""
+    some, keys = q[..., part.rows, :], _columns(k, part)
+    rows = torch.mul(some, scale, out=some.new_empty(some.shape)).view(len(keys), -1, some.shape[-1])
+    scores = torch.bmm(rows, keys.transpose(1, 2))
+    if part.bias.numel():
+        scores.view(len(keys), -1, *part.bias.shape[:1], scores.shape[-1])[..., part.hidden].add_(part.bias)
+    return rows, torch.softmax(scores, -1)
