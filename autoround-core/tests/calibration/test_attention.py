@@ -79,8 +79,10 @@ MASKS = {
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("at_once", [1, 1 << 20])
-def test_numbers(dtype, shapes, mask, at_once, monkeypatch, taken):
+@pytest.mark.parametrize("matrix_instructions", [False, True])
+def test_numbers(dtype, shapes, mask, at_once, matrix_instructions, monkeypatch, taken):
     monkeypatch.setattr(rows_of_attention, "SCORES", at_once)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": matrix_instructions}, raising=False)
     tensors = numbers(*SHAPES[shapes], dtype=dtype)
     options = {k: make_mask(tensors[0].shape[2]) if callable(make_mask) else make_mask
                for k, make_mask in MASKS[mask].items()}  # fmt: skip
@@ -101,6 +103,18 @@ def test_keys_that_are_not_the_queries_own(taken):
     exact = answered([x.detach().double().requires_grad_() for x in tensors], gradient.double(), attn_mask=mask)
     with attention_by_rows(CPU):
         found = answered(tensors, gradient, attn_mask=mask)
+    assert taken == [True]
+    assert is_close(found, exact, torch.float32)
+
+
+@pytest.mark.parametrize("lengths", [(3, 130), (130, 3), (130, 70), (70, 130)])
+def test_causal_masks_begin_with_the_first_key(lengths, taken):
+    queries, keys = lengths
+    tensors = numbers((2, 2, queries, 4), (2, 2, keys, 4), (2, 2, keys, 4))
+    gradient = torch.ones(2, 2, queries, 4)
+    exact = answered([x.detach().double().requires_grad_() for x in tensors], gradient.double(), is_causal=True)
+    with attention_by_rows(CPU):
+        found = answered(tensors, gradient, is_causal=True)
     assert taken == [True]
     assert is_close(found, exact, torch.float32)
 
@@ -134,6 +148,7 @@ LEFT = {
     "a mask for each head": {"attn_mask": torch.ones(1, 2, 4, 4, dtype=torch.bool)},
     "a mask for each sample": {"attn_mask": torch.ones(2, 1, 4, 4, dtype=torch.bool)},
     "a query that may look nowhere": {"attn_mask": torch.ones(1, 1, 4, 4, dtype=torch.bool).tril(-1)},
+    "a mask beside a causal one": {"attn_mask": torch.ones(1, 1, 4, 4, dtype=torch.bool), "is_causal": True},
     "a mask without heads": {"attn_mask": torch.ones(4, 4, dtype=torch.bool)},
 }
 

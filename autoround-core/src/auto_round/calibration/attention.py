@@ -59,16 +59,18 @@ def _attention(
     alike = query.shape[0] == key.shape[0] and key.shape[:3] == value.shape[:3] and query.shape[3] == key.shape[3]
     if not (shared and alike):
         return None
-    seen = _seen(attn_mask, (query.shape[2], key.shape[2]), causal=is_causal)
-    return None if seen is None else attend(query, key, value, seen, query.shape[3] ** -0.5 if scale is None else scale)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    if is_causal and attn_mask is None:
+        return attend(query, key, value, None, scale)
+    seen = None if is_causal else _seen(attn_mask, (query.shape[2], key.shape[2]))
+    return None if seen is None else attend(query, key, value, seen, scale)
 
 
-def _seen(mask: torch.Tensor | None, lengths: tuple[int, int], *, causal: bool) -> torch.Tensor | None:
+def _seen(mask: torch.Tensor | None, lengths: tuple[int, int]) -> torch.Tensor | None:
     """Which keys each query may look at, bool [L, S]; None where that is not all there is to a mask."""
     if mask is None:
-        every = torch.ones(lengths, dtype=torch.bool)
-        return every.tril_() if causal else every
-    if causal or mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[2:] != lengths:
+        return torch.ones(lengths, dtype=torch.bool)
+    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[2:] != lengths:
         return None
     if any(size > 1 and stride for size, stride in zip(mask.shape[:2], mask.stride()[:2], strict=True)):
         return None

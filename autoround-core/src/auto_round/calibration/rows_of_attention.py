@@ -12,6 +12,9 @@ Nothing of P is kept. The backward pass makes it anew and has, with * and sums b
     dV = P^T dO,    dP = dO V^T,    dS = P * (dP - sum(P * dP)),    dQ = scale dS K,    dK = scale dS^T Q
 
 (Dao et al. 2022, arXiv:2205.14135, sections 3.1 and B.2). Queries of all heads that read the same keys share a product.
+
+Where a processor multiplies matrices of bfloat16 in instructions of their own, torch's kernel for the forward pass takes
+half as long as this one, and only the backward pass is computed here: it needs nothing of the forward pass but the inputs.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 __all__ = ["attend"]
@@ -33,7 +37,7 @@ SCORES = 1 << 20
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     """Attention, differentiable once in the first three.
 
@@ -41,13 +45,19 @@ def attend(
         query: [batch, heads, L, d].
         key: [batch, readers, S, d], each for as many heads one after another as there are heads to a reader.
         value: [batch, readers, S, e].
-        seen: which keys each query may look at, at least one, bool [L, S].
+        seen: which keys each query may look at, at least one, bool [L, S]; None if the n-th query at the first n.
 
     Returns:
         [batch, heads, L, e] in the dtype of the query.
     """
-    answer: torch.Tensor = _RowsOfAttention.apply(query, key, value, tuple(_parts(seen, query.dtype)), scale)
+    answer: torch.Tensor = _RowsOfAttention.apply(query, key, value, seen, scale)
     return answer
+
+
+def _torch_is_faster(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """In the forward pass, on this processor. Its kernel is for values as wide as queries."""
+    told = getattr(torch.cpu, "get_capabilities", dict)()  # of a newer torch than is needed otherwise
+    return query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1] and bool(told.get("amx_bf16"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +77,16 @@ class _Part:
     bias: torch.Tensor
 
 
-def _parts(seen: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
+def _causal(queries: int, keys: int, dtype: torch.dtype) -> Iterator[_Part]:
+    bias = torch.full((ROWS, ROWS), float("-inf"), dtype=dtype).triu_(1)
+    for start in range(0, queries, ROWS):
+        rows = slice(start, min(start + ROWS, queries))
+        columns = slice(0, min(rows.stop, keys))
+        hidden = slice(min(start, keys), columns.stop)
+        yield _Part(rows, columns, hidden, bias[: rows.stop - start, : hidden.stop - hidden.start])
+
+
+def _masked(seen: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
     for start in range(0, len(seen), ROWS):
         rows = slice(start, min(start + ROWS, len(seen)))
         some = seen[rows]
@@ -76,6 +95,11 @@ def _parts(seen: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
         hidden = _span(unseen.any(0))
         bias = torch.zeros_like(unseen[:, hidden], dtype=dtype).masked_fill_(unseen[:, hidden], float("-inf"))
         yield _Part(rows, columns, hidden, bias)
+
+
+def _parts(query: torch.Tensor, key: torch.Tensor, seen: torch.Tensor | None) -> list[_Part]:
+    found = _causal(query.shape[2], key.shape[2], query.dtype) if seen is None else _masked(seen, query.dtype)
+    return list(found)
 
 
 def _span(true: torch.Tensor) -> slice:
@@ -87,30 +111,37 @@ def _span(true: torch.Tensor) -> slice:
 class _RowsOfAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, parts: tuple[_Part, ...], scale: float
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.seen, ctx.scale = seen, scale
+        if _torch_is_faster(query, value):
+            # A causal mask is named because the kernel skips what that hides.
+            return F.scaled_dot_product_attention(
+                query, key, value, seen, is_causal=seen is None, scale=scale, enable_gqa=True
+            )
         batch, heads, length, _ = query.shape
+        parts = _parts(query, key, seen)
         # As models go on with it: heads after tokens.
         output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
         for (q, answer), (k, v) in _together((query, output), (key.contiguous(), value.contiguous())):
             for part in parts:
                 _, p = _probabilities(q, k, part, scale)
                 _put(answer[..., part.rows, :], torch.bmm(p, _columns(v, part)))
-        ctx.save_for_backward(query, key, value)
-        ctx.parts, ctx.scale = parts, scale
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
+        parts = _parts(query, key, ctx.seen)
         found = [torch.empty_like(x) for x in ctx.saved_tensors]
         of_keys = key.contiguous(), value.contiguous(), *found[1:]
         for (q, do, dq), (k, v, dk, dv) in _together((query, gradient, found[0]), of_keys):
             # Sums over parts are of many small numbers: in float32.
             dk_sum = torch.zeros_like(k, dtype=torch.float32).flatten(0, 1)
             dv_sum = torch.zeros_like(v, dtype=torch.float32).flatten(0, 1)
-            for part in ctx.parts:
+            for part in parts:
                 rows, p = _probabilities(q, k, part, ctx.scale)
                 d = do[..., part.rows, :].reshape(len(p), -1, do.shape[-1])
                 dv_sum[:, part.columns].add_(torch.bmm(p.transpose(1, 2), d))
