@@ -58,7 +58,7 @@ def test_steps_of_all_blocks_need_the_whole_model(registry, tmp_path, monkeypatc
     # As it was; offset, gradient, what gradients add up to, code, what it decodes to, what its backward pass needs.
     assert need.block == 2 * weights + kept + (2 + 4 + 4 + 4 + 1 + 3 + 3) * weights
     # Of two blocks: all of one that computes, half of one that waits; and the logits.
-    of_batch = 1.5 * (24 * 2 * (2 * 16 * 32)) + 24 * (2 * 16 * 256)
+    of_batch = 1.5 * (24 * 2 * (2 * 16 * 32)) + 5 * 2 * (2 * 16 * 256)
     assert need.activations == 3 * 2 * (4 * 16 * 32) + of_batch
     # A batch that has too many logits is run in parts.
     half = 3 * 2 * (4 * 16 * 32) + of_batch / 2

@@ -16,7 +16,7 @@ from .test_inputs import CONFIGS, make
 CPU = torch.device("cpu")
 
 # Relative to the size of all numbers together. float32: a dozen roundings of 2^-24. bfloat16: scores of around one, the
-# probabilities made of them, answers and gradients are rounded to 8 bits each, by 2^-9 at most.
+# probabilities made of them, answers and gradients are rounded to 8 bits each, by 2^-8 at most.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from auto_round.calibration import CalibrationTokens
-from auto_round.tuning import retold
+from auto_round.tuning import divergence
 from auto_round.tuning.retold import Reading, RetoldText, readings
 
 WORDS, LENGTH = 50, 24
@@ -58,7 +58,7 @@ def test_a_reading_in_parts_is_the_same(tokens):
 
 def test_words_come_as_often_as_the_model_says(monkeypatch):
     """20 000 draws from 5 words: each count within five standard deviations of a binomial distribution's mean."""
-    monkeypatch.setattr(retold, "AT_ONCE", 1 << 10)
+    monkeypatch.setattr(divergence, "LOGITS_CPU", 1 << 10)
     count = 20_000
     ids = torch.zeros(1, count + 1, dtype=torch.int64)
     tokens = CalibrationTokens(ids, torch.ones_like(ids, dtype=torch.bool), "a test")

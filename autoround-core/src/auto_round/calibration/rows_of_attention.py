@@ -13,13 +13,13 @@ Nothing of P is kept. The backward pass makes it anew and has, with * and sums b
 
 (Dao et al. 2022, arXiv:2205.14135, sections 3.1 and B.2). Queries of all heads that read the same keys share a product.
 
-Where a processor multiplies matrices of bfloat16 in instructions of their own, torch's kernel for the forward pass takes
-half as long as this one, and only the backward pass is computed here: it needs nothing of the forward pass but the inputs.
+Where a processor multiplies matrices of bfloat16 in instructions of their own, torch's kernel for the forward pass
+takes half as long as this one, and only the backward pass is computed here: it needs nothing but what went in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def attend(
 
 def _torch_is_faster(query: torch.Tensor, value: torch.Tensor) -> bool:
     """In the forward pass, on this processor. Its kernel is for values as wide as queries."""
-    told = getattr(torch.cpu, "get_capabilities", dict)()  # of a newer torch than is needed otherwise
+    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of a newer torch than is needed otherwise
     return query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1] and bool(told.get("amx_bf16"))
 
 

@@ -56,8 +56,9 @@ SOLVED = 32
 PASSES = 24
 """Numbers per token and hidden feature that a block keeps for its backward pass, of the kind that Llama is."""
 
-LOGIT = 24
-"""Bytes per logit of both models: as computed, logarithms of probabilities, what their divergence needs, gradients."""
+LOGIT = 5
+"""Numbers per token and word where whole models are compared: logits of both, the gradient of their divergence, what it
+comes to in the loss; one more where padding is left out."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def memory_needed(
         )
         # All blocks keep what their backward passes need, and one at a time computes.
         passing = together.tokens * features * itemsize * PASSES
-        passing = passing * (1 + len(plan.blocks)) // 2 + together.logits * LOGIT
+        passing = passing * (1 + len(plan.blocks)) // 2 + together.logits * itemsize * LOGIT
         return MemoryNeed(process, 0, everything + max(learnt, learning), between + max(within, passing))
     if any(layer.block is None for layer in plan.quantized):
         return MemoryNeed(process, outside, weights[largest] + learnt, between + within)

@@ -31,6 +31,7 @@ from torch import nn
 
 from auto_round.calibration.attention import attention_by_rows
 from auto_round.run.allocator import freed_memory_kept
+from auto_round.tuning.divergence import divergence
 from auto_round.tuning.layer import TunableLinear
 from auto_round.tuning.prepared import in_place, put_weight, relative_error
 from auto_round.tuning.result import BlockResult, LayerResult
@@ -209,10 +210,10 @@ class _Loss:
             ids = self._text.read(part)
             with torch.no_grad():
                 wanted = self._answer(ids, part.samples, "original", hidden=True)
-                self._text.hear(part, wanted.log_probabilities)
+                self._text.hear(part, wanted.logits)
             with torch.enable_grad():
                 found = self._answer(ids, part.samples, "rounded", hidden=True)
-                loss = _divergence(wanted, found) + HIDDEN * _apart(wanted, found)
+                loss = divergence(wanted.logits, found.logits) + HIDDEN * _apart(wanted, found)
                 (loss / count).backward()
 
     @torch.no_grad()
@@ -221,7 +222,8 @@ class _Loss:
         total = 0.0
         for part in samples.split(self._at_once):
             ids = self._tokens.input_ids[part]
-            total += _divergence(self._answer(ids, part, "original"), self._answer(ids, part, said)).double().item()
+            wanted, found = (self._answer(ids, part, which).logits for which in ("original", said))
+            total += divergence(wanted, found).item()
         return total / int(self._tokens.mask[samples].sum())
 
     def _answer(self, ids: torch.Tensor, samples: torch.Tensor, said: str, *, hidden: bool = False) -> _Answer:
@@ -232,23 +234,18 @@ class _Loss:
         real = (slice(None),) if bool(mask.all()) else mask.to(self._device)
         output = self._model(input_ids=ids, use_cache=False, output_hidden_states=hidden)
         states = (output.hidden_states or ())[1:] if hidden else ()
-        return _Answer(F.log_softmax(output.logits[real].float(), -1), tuple(state[real] for state in states))
+        return _Answer(output.logits[real], tuple(state[real] for state in states))
 
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
     """Attributes:
-    log_probabilities: of the token after each real one, float32 [..., vocabulary].
+    logits: of the token after each real one, [..., vocabulary].
     hidden: the state of each real token after each block, [..., features]; none of a model that does not tell.
     """
 
-    log_probabilities: torch.Tensor
+    logits: torch.Tensor
     hidden: tuple[torch.Tensor, ...]
-
-
-def _divergence(wanted: _Answer, found: _Answer) -> torch.Tensor:
-    """Sum over tokens, in nats."""
-    return F.kl_div(found.log_probabilities, wanted.log_probabilities, reduction="sum", log_target=True)
 
 
 def _apart(wanted: _Answer, found: _Answer) -> torch.Tensor | float:

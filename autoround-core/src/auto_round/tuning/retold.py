@@ -16,15 +16,13 @@ from dataclasses import dataclass
 import torch
 
 from auto_round.calibration import CalibrationTokens
+from auto_round.tuning.divergence import some_tokens
 from auto_round.tuning.signround import batches
 
 __all__ = ["Reading", "RetoldText", "readings"]
 
 REPLACED = 0.5
 """How many of a sample's tokens are the model's own when it is read again."""
-
-AT_ONCE = 1 << 22
-"""Probabilities that are added up at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +70,23 @@ class RetoldText:
         ids = self.tokens.input_ids[reading.samples]
         return torch.where(reading.replaced, self.drawn[reading.samples], ids)
 
-    def hear(self, reading: Reading, log_probabilities: torch.Tensor) -> None:
+    def hear(self, reading: Reading, logits: torch.Tensor) -> None:
         """Draw the token after each real one from what the model said about it.
 
         Args:
-            log_probabilities: of the token after each real one, in the order of the mask, [..., vocabulary].
+            logits: of the token after each real one, in the order of the mask, [..., vocabulary].
         """
         real = self.tokens.mask[reading.samples]
-        rows = log_probabilities.flatten(0, -2)
+        rows = logits.flatten(0, -2)
         chances = reading.chances[real].to(rows.device).unsqueeze(-1)
-        each = max(1, AT_ONCE // rows.shape[-1])
-        parts = zip(rows.split(each), chances.split(each), strict=True)
         said = self.tokens.input_ids[reading.samples]
-        said[real] = torch.cat([_drawn(*part) for part in parts]).to(said.device)
+        said[real] = torch.cat([_drawn(rows[some], chances[some]) for some in some_tokens(rows)]).to(said.device)
         self.drawn[reading.samples, 1:] = said[:, :-1]
 
 
-def _drawn(log_probabilities: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
-    """The first index up to which the probabilities add up to more than a part of their sum, int64 [rows]."""
-    up_to = log_probabilities.exp().cumsum(-1)
+def _drawn(logits: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """The first index up to which the probabilities add up to more than a part of their sum, int64 [tokens]."""
+    wide = logits.float()
+    up_to = (wide - wide.amax(-1, keepdim=True)).exp_().cumsum(-1)
     found = torch.searchsorted(up_to, chances * up_to[:, -1:], right=True)
-    return found.squeeze(-1).clamp_(max=log_probabilities.shape[-1] - 1)
+    return found.squeeze(-1).clamp_(max=logits.shape[-1] - 1)

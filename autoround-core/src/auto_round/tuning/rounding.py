@@ -57,7 +57,7 @@ def round_sets(
     """
     waiting: deque[tuple[Mapping[str, Any], Future[BlockResult]]] = deque()
     model.get_ready([layer.name for layers in sets for layer in layers], keep=keep)
-    # In a forked process torch makes its own pool of threads anew when it is first asked for, and fails where two threads
+    # In a forked process torch makes its pool of threads anew when it is first asked for, and fails where two threads
     # ask at once ("Invalid thread pool!", seen with 2.13). So this one asks before there are others.
     torch.set_num_threads(torch.get_num_threads())
     with ThreadPoolExecutor(workers) as pool:
