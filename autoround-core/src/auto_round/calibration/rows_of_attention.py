@@ -56,7 +56,8 @@ def attend(
 
 def _torch_is_faster(query: torch.Tensor, value: torch.Tensor) -> bool:
     """In the forward pass, on this processor. Its kernel is for values as wide as queries."""
-    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # of a newer torch than is needed otherwise
+    # Of a newer torch than is needed otherwise.
+    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1] and bool(told.get("amx_bf16"))
 
 
