@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["WholePass", "whole_pass"]
 
-LOGITS = 1 << 26
-"""Logits of one pass; a batch that has more is run in parts."""
+LOGITS = 1 << 27
+"""Logits of one pass, 1.3 GB in bfloat16; a batch that has more is run in parts, and rounds its weights for each."""
 
 
 @dataclass(frozen=True)
