@@ -119,6 +119,18 @@ def test_causal_masks_begin_with_the_first_key(lengths, taken):
     assert is_close(found, exact, torch.float32)
 
 
+@pytest.mark.parametrize(("size", "skips"), [(3, True), (60, False)])
+def test_narrow_windows_skip_what_they_hide_whatever_the_processor(size, skips, monkeypatch, taken):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    asked, original = [], rows_of_attention._probabilities
+    monkeypatch.setattr(rows_of_attention, "_probabilities", lambda *args: asked.append(1) or original(*args))
+    tensors = numbers((1, 1, 70, 8), (1, 1, 70, 8), (1, 1, 70, 8), dtype=torch.bfloat16)
+    with attention_by_rows(CPU), torch.no_grad():
+        F.scaled_dot_product_attention(*tensors, attn_mask=window(70, size))
+    assert taken == [True]
+    assert bool(asked) == skips
+
+
 def turned(x):
     """The same numbers, laid out as models have them: heads after tokens."""
     return x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()

@@ -35,6 +35,9 @@ ROWS = 64
 SCORES = 1 << 20
 """Elements of P at a time, for each thread: 2 MiB in bfloat16, which caches hold."""
 
+SPARSE = 0.2
+"""Part of the keys that queries see on average, up to which leaving out the others saves more than a faster kernel."""
+
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor | None, scale: float
@@ -54,11 +57,16 @@ def attend(
     return answer
 
 
-def _torch_is_faster(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """In the forward pass, on this processor. Its kernel is for values as wide as queries."""
+def _torch_is_faster(query: torch.Tensor, value: torch.Tensor, seen: torch.Tensor | None) -> bool:
+    """In the forward pass, on this processor.
+
+    Its kernel is for values as wide as queries, and computes what a mask hides, if that is not causal.
+    """
     # Of a newer torch than is needed otherwise.
     told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return query.dtype == torch.bfloat16 and query.shape[-1] == value.shape[-1] and bool(told.get("amx_bf16"))
+    if query.dtype != torch.bfloat16 or query.shape[-1] != value.shape[-1] or not told.get("amx_bf16"):
+        return False
+    return seen is None or int(seen.sum()) > SPARSE * seen.numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +124,7 @@ class _RowsOfAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.seen, ctx.scale = seen, scale
-        if _torch_is_faster(query, value):
+        if _torch_is_faster(query, value, seen):
             # A causal mask is named because the kernel skips what that hides.
             return F.scaled_dot_product_attention(
                 query, key, value, seen, is_causal=seen is None, scale=scale, enable_gqa=True
