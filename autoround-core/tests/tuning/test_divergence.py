@@ -41,13 +41,14 @@ def test_numbers(shape, at_once, monkeypatch):
     assert torch.allclose(gradient.double(), true_gradient, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_bfloat16_are_rounded_once():
+def test_gradients_of_bfloat16_are_rounded_once_and_by_what_they_are_divided():
     wanted, found = logits(4, WORDS, dtype=torch.bfloat16)
-    (gradient,) = torch.autograd.grad(divergence(wanted, found) / 4, found)  # a division that rounds nothing
     _, true_gradient = exact(wanted, found)
-    assert gradient.dtype == torch.bfloat16
-    # Half a unit in the last of 8 bits, and what float32 did before that to a difference of probabilities.
-    assert torch.allclose(gradient.double(), true_gradient / 4, rtol=2**-8 + 1e-5, atol=1e-6)
+    for count, roundings in ((4, 1), (37, 2)):  # dividing by 4 rounds nothing
+        (gradient,) = torch.autograd.grad(divergence(wanted, found) / count, found)
+        assert gradient.dtype == torch.bfloat16
+        # Half a unit in the last of 8 bits each, and what float32 did before to a difference of probabilities.
+        assert torch.allclose(gradient.double(), true_gradient / count, rtol=roundings * 2**-8 + 1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [1e4, -1e4])
