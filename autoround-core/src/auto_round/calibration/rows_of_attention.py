@@ -88,16 +88,14 @@ class _Part:
 
 def _causal(queries: int, keys: int, dtype: torch.dtype) -> Iterator[_Part]:
     bias = torch.full((ROWS, ROWS), float("-inf"), dtype=dtype).triu_(1)
-    for start in range(0, queries, ROWS):
-        rows = slice(start, min(start + ROWS, queries))
+    for rows in _split(queries, ROWS):
         columns = slice(0, min(rows.stop, keys))
-        hidden = slice(min(start, keys), columns.stop)
-        yield _Part(rows, columns, hidden, bias[: rows.stop - start, : hidden.stop - hidden.start])
+        hidden = slice(min(rows.start, keys), columns.stop)
+        yield _Part(rows, columns, hidden, bias[: rows.stop - rows.start, : hidden.stop - hidden.start])
 
 
 def _masked(seen: torch.Tensor, dtype: torch.dtype) -> Iterator[_Part]:
-    for start in range(0, len(seen), ROWS):
-        rows = slice(start, min(start + ROWS, len(seen)))
+    for rows in _split(len(seen), ROWS):
         some = seen[rows]
         columns = _span(some.any(0))
         unseen = ~some[:, columns]
@@ -185,7 +183,7 @@ def _together(
 
 def _split(count: int, size: int) -> Iterator[slice]:
     size = max(1, size)
-    return (slice(start, start + size) for start in range(0, count, size))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _columns(x: torch.Tensor, part: _Part) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-__all__ = ["divergence", "some_tokens"]
+__all__ = ["divergence", "exponentials", "some_tokens"]
 
 LOGITS_CPU, LOGITS_ELSEWHERE = 1 << 17, 1 << 26
 """Worked on at a time: 512 KiB in float32, several of which fit into a CPU's cache."""
@@ -44,6 +44,16 @@ def some_tokens(logits: torch.Tensor) -> Iterator[slice]:
     return (slice(start, start + count) for start in range(0, len(logits), count))
 
 
+def exponentials(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x - max(x) and exp(x - max(x)) of logits x [tokens, vocabulary], float32.
+
+    That is all of a softmax but its division, which not everybody needs; `log_softmax` and `exp` take longer.
+    """
+    shifted = logits.to(torch.float32, copy=True)
+    shifted -= shifted.amax(-1, keepdim=True)
+    return shifted, shifted.exp()
+
+
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -51,7 +61,8 @@ class _Divergence(torch.autograd.Function):
         gradient = torch.empty_like(y) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=found.device)
         for some in some_tokens(y):
-            (log_p, p, p_sum), (log_q, q, q_sum) = (_exponentials(logits[some]) for logits in (x, y))
+            (log_p, p), (log_q, q) = (exponentials(logits[some]) for logits in (x, y))
+            p_sum, q_sum = (numbers.sum(-1, keepdim=True) for numbers in (p, q))
             p /= p_sum
             if gradient is not None:
                 gradient[some] = q.div_(q_sum).sub_(p)
@@ -65,11 +76,3 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * outer, None  # a scalar leaves the dtype as it is
-
-
-def _exponentials(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Float32 x - max(x), exp of that, and the sums of those, [tokens, 1]; `log_softmax` and `exp` take longer."""
-    shifted = logits.to(torch.float32, copy=True)
-    shifted -= shifted.amax(-1, keepdim=True)
-    found = shifted.exp()
-    return shifted, found, found.sum(-1, keepdim=True)

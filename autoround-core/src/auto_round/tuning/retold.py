@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from auto_round.calibration import CalibrationTokens
-from auto_round.tuning.divergence import some_tokens
+from auto_round.tuning.divergence import exponentials, some_tokens
 from auto_round.tuning.signround import batches
 
 __all__ = ["Reading", "RetoldText", "readings"]
@@ -86,7 +86,6 @@ class RetoldText:
 
 def _drawn(logits: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     """The first index up to which the probabilities add up to more than a part of their sum, int64 [tokens]."""
-    wide = logits.float()
-    up_to = (wide - wide.amax(-1, keepdim=True)).exp_().cumsum(-1)
+    up_to = exponentials(logits)[1].cumsum(-1)
     found = torch.searchsorted(up_to, chances * up_to[:, -1:], right=True)
     return found.squeeze(-1).clamp_(max=logits.shape[-1] - 1)
