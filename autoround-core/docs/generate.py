@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_round import hookspecs, lazy, plan, schemes
-from auto_round.data_type import codes, grouping, record, register, rounding
+from auto_round.data_type import codes, grouping, kernels, record, register, rounding
 from auto_round.export import checkpoint, format as output_format, packing
 from auto_round.model import reader
 from auto_round.plugins.loading import HOOKS
@@ -179,7 +179,14 @@ def document() -> str:
     for lazily in (lazy.LazyDataType, lazy.LazyFormat, lazy.LazyPacking):
         lines += class_part(lazily)
     lines += ["## Functions", "", *function_part(register.register_dtype)]
-    for function in (grouping.reshape_pad_tensor_by_group_size, grouping.revert_tensor_by_pad, rounding.round_ste):
+    helpers: tuple[Any, ...] = (
+        grouping.reshape_pad_tensor_by_group_size,
+        grouping.revert_tensor_by_pad,
+        rounding.round_ste,
+        kernels.compilable,
+        kernels.chunks,
+    )
+    for function in helpers:
         lines += function_part(function)
     lines += offers_part()
     described: tuple[type[Any], ...] = (

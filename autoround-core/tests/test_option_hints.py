@@ -15,7 +15,7 @@ from auto_round.option_hints import _INSTEAD, instead_of
 COMMAND = {name.lstrip("-").replace("-", "_") for option in quantize.params for name in option.opts}
 
 
-@pytest.mark.parametrize("option", ["enable_torch_compile", "nblocks", "momentum", "processor"])
+@pytest.mark.parametrize("option", ["enable_adam", "nblocks", "momentum", "processor"])
 def test_a_script_is_told_what_to_say_instead(model_dir, option):
     with pytest.raises(
         UnknownOptionError, match=re.escape(f"AutoRound has no option {option!r}: {instead_of(option)}.")
@@ -24,9 +24,9 @@ def test_a_script_is_told_what_to_say_instead(model_dir, option):
 
 
 def test_so_is_the_command(model_dir):
-    told = CliRunner().invoke(main, ["quantize", str(model_dir), "--enable_torch_compile"])
+    told = CliRunner().invoke(main, ["quantize", str(model_dir), "--enable_adam"])
     assert told.exit_code == 2
-    assert f"'--enable-torch-compile': {instead_of('enable_torch_compile')}.\n" in told.output
+    assert f"'--enable-adam': {instead_of('enable_adam')}.\n" in told.output
     assert "Did you mean" not in told.output
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from auto_round.calibration.for_model import sample_length, tokens_for
+from auto_round.data_type.kernels import check_compiler, kernels_compiled
 from auto_round.data_type.results import ResultError
 from auto_round.data_type.untouched import WrittenIntoError
 from auto_round.errors import (
@@ -303,6 +304,8 @@ class AutoRound:
             raise PlanError([f"no layer of {plan.model} would be quantized: {'; '.join(reasons)}."])
         if output is not None:
             check_output(output, plan.output_bytes)
+        if self.options.enable_torch_compile:
+            check_compiler(self.device)
         with joined_ranks(self.device) as ranks:
             if self.options.e2e_iters and ranks.size > 1:
                 raise UnknownOptionError("e2e_iters is for one process: its steps need the whole model in each.")
@@ -323,7 +326,7 @@ class AutoRound:
             results = job.in_memory() if output is None else job.to_files(output, by_folder)
             self._began = True
             try:
-                with closing(results):
+                with closing(results), kernels_compiled(wanted=self.options.enable_torch_compile):
                     blocks = self._take(results, keep=output is None, tells=ranks.writes)
             except (ResultError, WrittenIntoError) as error:
                 raise ContractError(f"{error} {_told_maker(self.registry, error.data_type)}") from error

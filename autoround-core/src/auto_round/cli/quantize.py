@@ -48,6 +48,7 @@ __all__ = ["quantize"]
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="What blocks are computed in.  [default: the model's own dtype]",
 )
+@click.option("--enable-torch-compile", is_flag=True, help="Compile what is done to weights; pays for large layers.")
 @click.option("--restart", is_flag=True, help="Forget what an earlier run left, instead of going on from there.")
 @click.option("--no-resume", is_flag=True, help="Keep no journal; a run that is cut off is lost.")
 @activations

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import torch
 
+from auto_round.data_type.kernels import chunks, compilable
+
 __all__ = ["straight_through"]
 
 CHUNK = 1 << 19
 """Elements worked on at a time on a CPU, so that what is made of them stays in a cache."""
 
 
+@compilable
 def straight_through(outer: torch.Tensor, groups: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """The gradient where magnitudes are at most the largest that their group keeps, else zero.
 
@@ -26,7 +29,8 @@ def straight_through(outer: torch.Tensor, groups: torch.Tensor, high: torch.Tens
     Returns:
         in shape and dtype of `outer`.
     """
-    if outer.dtype != groups.dtype or groups.dtype not in (torch.bfloat16, torch.float32):
+    as_words = outer.dtype == groups.dtype and groups.dtype in (torch.bfloat16, torch.float32)
+    if torch.compiler.is_compiling() or not as_words:
         return torch.where(groups.abs().float() <= high, outer, 0.0)
     narrow = groups.dtype == torch.bfloat16
     word = torch.int16 if narrow else torch.int32
@@ -34,9 +38,10 @@ def straight_through(outer: torch.Tensor, groups: torch.Tensor, high: torch.Tens
     limit = high.contiguous().view(torch.int32)
     limit = (limit >> 16).to(torch.int16) + 1 if narrow else limit + 1
     out = torch.empty_like(outer)
-    step = max(1, CHUNK // max(groups.shape[1], 1)) if groups.device.type == "cpu" else max(len(groups), 1)
-    tensors = (tensor.view(word).split(step) for tensor in (outer, groups, out))
-    for gradient, part, found, bound in zip(*tensors, limit.split(step), strict=True):
+    words = [tensor.view(word) for tensor in (outer, groups, out)]
+    for rows in chunks(groups, CHUNK):
+        gradient, part, found = (tensor[rows] for tensor in words)
+        bound = limit[rows]
         # A negative difference, shifted, is all ones. Comparing, and masking with booleans, would take longer.
         torch.bitwise_and(part, torch.iinfo(word).max, out=found)
         found.sub_(bound).bitwise_right_shift_(8 * word.itemsize - 1).bitwise_and_(gradient)

@@ -57,6 +57,8 @@ class TuningOptions:
             bytes a weight, are in memory then. They compute in the model's dtype, or in float32.
         low_memory: keep no rounded weight from the forward pass to the backward pass but round it again, and give freed
             memory back at once: slower, with the same result. For the published recipe.
+        enable_torch_compile: compile what data types do to every number, `auto_round.data_type.kernels`. Worth its time
+            where layers are large: that is some 20 seconds, once for a data type. Needs a C++ compiler, and a CPU.
         compute_dtype: dtype blocks run in; None means the model's own, float32 for a float16 model on a CPU.
     """
 
@@ -73,6 +75,8 @@ class TuningOptions:
     e2e_iters: int = 0
     # Not compared: who runs out of memory goes on with it.
     low_memory: bool = field(default=False, compare=False)
+    # Compared: sums come out different in their last digits.
+    enable_torch_compile: bool = False
     compute_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:

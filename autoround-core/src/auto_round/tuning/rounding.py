@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,7 +65,9 @@ def round_sets(
     with ThreadPoolExecutor(workers) as pool:
         for layers in sets:
             linears = model.linears([layer.name for layer in layers], keep=keep)
-            waiting.append((linears, pool.submit(round_layers, layers, linears, options, device)))
+            # In a context like this one: a thread's own knows nothing of `kernels_compiled`.
+            round_these = partial(copy_context().run, round_layers, layers, linears, options, device)
+            waiting.append((linears, pool.submit(round_these)))
             del linears
             if len(waiting) > workers:
                 yield _done(*waiting.popleft(), keep=keep)

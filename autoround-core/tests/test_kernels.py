@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels run as they stand, and are compiled where that was asked for."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from auto_round import AutoRound
+from auto_round.data_type.binades import powers_below
+from auto_round.data_type.kernels import at_once, check_compiler, chunks, compilable, kernels_compiled
+from auto_round.errors import UnknownOptionError
+
+from .conftest import Steps
+
+IGNORED = pytest.mark.filterwarnings("ignore:::torch")  # its compiler uses what it warns of
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What was given to the compiler, which leaves it as it stands here."""
+    given = []
+
+    def noted(kernel):
+        given.append(kernel)
+        return kernel
+
+    monkeypatch.setattr(torch, "compile", noted)
+    return given
+
+
+def test_kernels_are_compiled_where_that_is_wanted_once_and_only_there(compiled):
+    kernel = compilable(lambda x: x + 1)
+    kernel(torch.zeros(2))
+    with kernels_compiled(wanted=False):
+        kernel(torch.zeros(2))
+    assert not compiled
+    with kernels_compiled():
+        kernel(torch.zeros(2))
+        assert kernel(torch.ones(2)).tolist() == [2, 2]
+    assert len(compiled) == 1
+    kernel(torch.zeros(2))
+    assert len(compiled) == 1
+
+
+@pytest.fixture
+def kernel_of_steps(monkeypatch):
+    """A kernel that the data type `steps` calls whenever it rounds."""
+    kernel = compilable(lambda x: x)
+    plain = Steps._codes
+
+    def codes(self, tensor, *args):
+        kernel(tensor.detach())
+        return plain(self, tensor, *args)
+
+    monkeypatch.setattr(Steps, "_codes", codes)
+    return kernel
+
+
+ROADS = ({"iters": 1, "nsamples": 2}, {"iters": 0, "disable_opt_rtn": True, "workers": 2})
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("options", ROADS)
+def test_the_option_reaches_every_road(compiled, kernel_of_steps, model_dir, registry, tokens, options, wanted):
+    told = {"scheme": "STEPS4", "dataset": tokens, "registry": registry, "verbose": False, **options}
+    AutoRound(model_dir, enable_torch_compile=wanted, **told).quantize()
+    assert (kernel_of_steps.__wrapped__ in compiled) == wanted
+
+
+def test_chunks_have_about_so_many_numbers_and_compiled_code_takes_all(monkeypatch):
+    tensor = torch.zeros(10, 3, 2)
+    assert list(chunks(tensor, 25)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert list(chunks(tensor, 1)) == [slice(row, row + 1) for row in range(10)]
+    assert list(chunks(tensor[:0], 25)) == []
+    assert list(chunks(tensor.to("meta"), 25)) == [slice(0, 10)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert list(chunks(tensor, 25)) == [slice(0, 10)]
+
+
+def test_all_is_taken_at_once_where_it_is_compiled():
+    assert not at_once(torch.zeros(1))
+    assert at_once(torch.zeros(1, device="meta"))
+    with kernels_compiled():
+        assert at_once(torch.zeros(1))
+
+
+@IGNORED
+@pytest.mark.slow
+def test_a_compiled_kernel_gives_what_it_gives_as_it_stands():
+    @compilable
+    def kernel(x, scale):
+        assert not torch.is_grad_enabled()
+        return (x / scale).round_().mul_(scale), torch.compiler.is_compiling()
+
+    generator = torch.Generator().manual_seed(0)
+    for rows in (6, 10):
+        x, scale = (torch.randn(rows, width, generator=generator) for width in (33, 1))
+        with torch.no_grad():
+            plain, is_compiled = kernel(x, scale)
+        assert not is_compiled
+        with kernels_compiled():
+            found, is_compiled = kernel(x, scale)
+        assert is_compiled
+        assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 2), (-6, 8), (-14, 15)])
+def test_powers_of_two_below_numbers(monkeypatch, least, most):
+    exponents = torch.arange(least - 3, most + 1)
+    edges = torch.exp2(exponents.double()).float()
+    x = torch.cat([edges, torch.nextafter(edges, torch.zeros(1)), edges * 1.999, torch.zeros(1)])
+    x = torch.cat([x, -x])
+    wanted = torch.exp2(torch.frexp(x.abs()).exponent - 1.0).clamp(min=2.0**least)
+    wanted[x == 0] = 2.0**least
+    assert torch.equal(powers_below(x, least, most), wanted)
+    out = torch.empty_like(x)
+    assert powers_below(x, least, most, out) is out
+    assert torch.equal(out, wanted)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(powers_below(x, least, most), wanted)
+
+
+def test_devices_whose_compiled_code_rounds_otherwise_are_refused():
+    with pytest.raises(UnknownOptionError, match="enable_torch_compile is for CPUs, not for cuda"):
+        check_compiler(torch.device("cuda"))
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_run_says_so_before_it_begins(model_dir, tmp_path):
+    environment = {**os.environ, "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    program = (
+        "import torch; from auto_round.data_type.kernels import check_compiler; check_compiler(torch.device('cpu'))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], env={**environment, "PATH": ""}, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 1
+    last = told.stderr.strip().splitlines()[-1]
+    assert "UnknownOptionError: enable_torch_compile needs a C++ compiler that torch finds, g++ or the one that" in last
