@@ -9,14 +9,14 @@ saturates) and other libraries (`ml_dtypes` gives NaN), and none of them is ever
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "round_to_grid_", "steps_at", "to_float32"]
+from auto_round.data_type.binades import powers_below
 
-EXPONENT = 0x7F800000
-"""The exponent bits of a float32."""
+__all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "round_to_grid_", "steps_at", "to_float32"]
 
 MANTISSA = 23
 
@@ -77,23 +77,13 @@ def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = N
         x: float32, not NaN; anything beyond the largest number has the spacing there.
         scratch: float32, of the shape of x, overwritten and returned; None makes one.
     """
-    binade = _binade(x, element, scratch)
-    top = _bits(element.largest) & EXPONENT
-    bits = binade.view(torch.int32)
-    bits.clamp_(max=top).sub_(element.mantissa << MANTISSA)
-    return binade
+    cut_off = torch.clamp(x, -element.largest, element.largest, out=scratch)
+    return _binade(cut_off, element, scratch).mul_(2.0**-element.mantissa)
 
 
 def _binade(x: torch.Tensor, element: Element, scratch: torch.Tensor | None) -> torch.Tensor:
     """The power of two at or below |x|, at least the least normal number."""
-    binade = torch.empty_like(x) if scratch is None else scratch
-    bits = torch.bitwise_and(x.view(torch.int32), EXPONENT, out=binade.view(torch.int32))
-    bits.clamp_(min=(element.exponent + 127) << MANTISSA)
-    return binade
-
-
-def _bits(number: float) -> int:
-    return int(torch.tensor(number, dtype=torch.float32).view(torch.int32).item())
+    return powers_below(x, element.exponent, math.frexp(element.largest)[1] - 1, scratch)
 
 
 def to_float32(codes: torch.Tensor) -> torch.Tensor:

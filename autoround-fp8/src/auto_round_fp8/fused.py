@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
+from auto_round.data_type.kernels import chunks, compilable
 from auto_round.data_type.straight import straight_through
 from auto_round_fp8.elements import Element, round_to_grid_, steps_at
 from auto_round_fp8.scales import Factor, Settings, learnt_factor, scale_gradient, scales_of
-from auto_round_fp8.tiles import Tiles, part
+from auto_round_fp8.tiles import CHUNK, Tiles, part
 
 __all__ = ["quantize_dequantize", "rounded_codes"]
 
@@ -67,7 +68,7 @@ def rounded_codes(
     scale, _ = scales_of(tensor, tiles, learnt_factor(max_scale), settings)
     groups, spread, shift = tiles.view(tensor), tiles.spread(scale), _offset(v, tiles)
     codes = tiles.empty(settings.element.dtype, tensor.device)
-    for rows in tiles.chunks(groups):
+    for rows in chunks(groups, CHUNK):
         codes[rows] = _on_grid(groups[rows], part(spread, rows), None if shift is None else shift[rows], settings)
     return tiles.crop(codes), scale if len(tiles.counts) == 2 else scale.reshape(-1, 1)
 
@@ -102,12 +103,19 @@ def _on_grid(groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | No
 def _forward(
     tensor: torch.Tensor, v: torch.Tensor | float, tiles: Tiles, scale: torch.Tensor, settings: Settings
 ) -> torch.Tensor:
-    groups, spread, shift = tiles.view(tensor), tiles.spread(scale), _offset(v, tiles)
-    out = tiles.empty(tensor.dtype, tensor.device)
-    for rows in tiles.chunks(groups):
+    return tiles.crop(_round(tiles.view(tensor), tensor.dtype, tiles.spread(scale), _offset(v, tiles), settings))
+
+
+@compilable
+def _round(
+    groups: torch.Tensor, dtype: torch.dtype, spread: torch.Tensor, shift: torch.Tensor | None, settings: Settings
+) -> torch.Tensor:
+    """The y of the formula, tiles."""
+    out = torch.empty(groups.shape, dtype=dtype, device=groups.device)
+    for rows in chunks(groups, CHUNK):
         step = part(spread, rows)
         out[rows] = _on_grid(groups[rows], step, None if shift is None else shift[rows], settings).mul_(step)
-    return tiles.crop(out)
+    return out
 
 
 class _Straight(torch.autograd.Function):
@@ -154,24 +162,19 @@ class _Fused(torch.autograd.Function):
         tensor, rounded, scale, amax, *saved = ctx.saved_tensors
         v, max_scale = (number if t is None else t for t, number in zip(saved, numbers, strict=True))
         wants_tensor, wants_v, wants_max = ctx.needs_input_grad[:3]
-        groups, outer, result = tiles.view(tensor), tiles.view(gradients[0]), tiles.view(rounded)
-        spread, shift = tiles.spread(scale), _offset(v, tiles)
         by_v = tiles.room_for_learnt(tensor.device) if wants_v else None
-        by_offset = None if by_v is None else tiles.learnt(by_v)
         by_tensor = tiles.empty(gradients[0].dtype, tensor.device) if wants_tensor else None
-        totals = []
-        for rows in tiles.chunks(groups):
-            step, gradient = part(spread, rows), outer[rows].float()
-            inner, unit = _inner_gradient(
-                gradient, groups[rows], step, None if shift is None else shift[rows], settings
-            )
-            if by_tensor is not None:
-                by_tensor[rows] = inner
-            if by_offset is not None:
-                torch.mul(inner, step if unit is None else unit.mul_(step), out=by_offset[rows])
-            if wants_max:
-                difference = torch.mul(gradient, result[rows]).addcmul_(inner, groups[rows], value=-1.0)
-                totals.append(tiles.totals(difference))
+        totals = _backward(
+            tiles.view(gradients[0]),
+            tiles.view(tensor),
+            tiles.view(rounded) if wants_max else None,
+            tiles.spread(scale),
+            _offset(v, tiles),
+            settings,
+            tiles.over,
+            by_tensor,
+            None if by_v is None else tiles.learnt(by_v),
+        )
         by_max = None
         if wants_max:
             by_scale = tiles.gather(totals) / (scale if scale.numel() == 1 else scale.reshape(tiles.counts))
@@ -182,6 +185,41 @@ class _Fused(torch.autograd.Function):
             by_max,
             *[None] * 4,
         )
+
+
+@compilable
+def _backward(
+    outer: torch.Tensor,
+    groups: torch.Tensor,
+    rounded: torch.Tensor | None,
+    spread: torch.Tensor,
+    shift: torch.Tensor | None,
+    settings: Settings,
+    over: tuple[int, ...],
+    by_tensor: torch.Tensor | None,
+    by_offset: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """Write the derivatives by tensor and offset, and return that by the scale times it, for each group of each chunk.
+
+    Args:
+        outer, groups: the gradient and the tensor, tiles as all others.
+        rounded: y, where the derivative by the scale is wanted.
+        spread: s, of a shape that broadcasts.
+        over: dimensions of a group.
+        by_tensor, by_offset: where to write, if wanted.
+    """
+    totals = []
+    for rows in chunks(groups, CHUNK):
+        step, gradient = part(spread, rows), outer[rows].float()
+        inner, unit = _inner_gradient(gradient, groups[rows], step, None if shift is None else shift[rows], settings)
+        if by_tensor is not None:
+            by_tensor[rows] = inner
+        if by_offset is not None:
+            torch.mul(inner, step if unit is None else unit.mul_(step), out=by_offset[rows])
+        if rounded is not None:
+            difference = torch.mul(gradient, rounded[rows]).addcmul_(inner, groups[rows], value=-1.0)
+            totals.append(difference.sum(over, keepdim=True))
+    return totals
 
 
 def _inner_gradient(

@@ -10,6 +10,7 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType
 from auto_round.data_type.grouping import group_count
+from auto_round.data_type.kernels import chunks
 from auto_round.errors import SchemeError
 from auto_round_fp8.hybrid_grid import (
     Given,
@@ -23,7 +24,7 @@ from auto_round_fp8.hybrid_grid import (
 )
 from auto_round_fp8.runtimes import EVERYWHERE
 from auto_round_fp8.scales import Factor
-from auto_round_fp8.tiles import Tiles, part
+from auto_round_fp8.tiles import CHUNK, Tiles, part
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize, QuantizationScheme
@@ -115,7 +116,7 @@ class Float8ToInt(DataType):
             stages = stages_of(weight, tiles, low, high, given)
             groups, spread, shift = tiles.view(weight), tiles.spread(stages.scale), offset(v, tiles)
             codes = tiles.empty(torch.int8, weight.device)
-            for rows in tiles.chunks(groups):
+            for rows in chunks(groups, CHUNK):
                 shifted = None if shift is None else shift[rows]
                 wide = chunk_codes(groups[rows], part(spread, rows), shifted, stages)[0]
                 codes[rows] = wide.clamp_(*code_bounds(scheme.bits))
@@ -134,7 +135,7 @@ class Float8ToInt(DataType):
         tiles = Tiles(stored.shape, codes.scheme.group_size)
         groups, spread = tiles.view(stored), tiles.spread(stages.scale)
         out = tiles.empty(codes.dtype, stored.device)
-        for rows in tiles.chunks(groups):
+        for rows in chunks(groups, CHUNK):
             out[rows] = groups[rows].float().mul_(part(spread, rows)).mul_(stages.tensor_scale)
         return tiles.crop(out)
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from auto_round.data_type.kernels import chunks
 from auto_round_fp8.elements import E4M3, round_to_grid_
 from auto_round_fp8.scales import Factor, learnt_factor
 from auto_round_fp8.search import Trial
-from auto_round_fp8.tiles import Tiles, part
+from auto_round_fp8.tiles import CHUNK, Tiles, part
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
@@ -148,7 +149,7 @@ def quantize_dequantize(
 def _forward(tensor: torch.Tensor, v: torch.Tensor | float, tiles: Tiles, stages: Stages, given: Given) -> torch.Tensor:
     groups, spread, shift = tiles.view(tensor), tiles.spread(stages.scale), offset(v, tiles)
     out = tiles.empty(tensor.dtype, tensor.device)
-    for rows in tiles.chunks(groups):
+    for rows in chunks(groups, CHUNK):
         step = part(spread, rows)
         codes, _ = chunk_codes(groups[rows], step, None if shift is None else shift[rows], stages)
         out[rows] = codes.clamp_(*code_bounds(given.bits)).mul_(step).mul_(stages.tensor_scale)
@@ -186,7 +187,7 @@ class _Fused(torch.autograd.Function):
         by_offset = None if by_v is None else tiles.learnt(by_v)
         by_tensor = tiles.empty(gradients[0].dtype, tensor.device) if wants_tensor else None
         totals = []
-        for rows in tiles.chunks(groups):
+        for rows in chunks(groups, CHUNK):
             step, gradient = part(spread, rows), outer[rows].float()
             codes, first = chunk_codes(groups[rows], step, None if shift is None else shift[rows], stages)
             inner = torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from auto_round.data_type.kernels import chunks
 from auto_round_fp8.elements import round_to_grid_
 from auto_round_fp8.scales import Settings, scales_of, stored
-from auto_round_fp8.tiles import Tiles, part
+from auto_round_fp8.tiles import CHUNK, Tiles, part
 
 __all__ = ["Trial", "searched_scale"]
 
@@ -76,7 +77,7 @@ class Trial:
         tiles = self._tiles
         spreads = [tiles.spread(scale) for scale in scales]
         parts: list[tuple[list[torch.Tensor], ...]] = [([], [], []) for _ in scales]
-        for rows in tiles.chunks(self._rounded):
+        for rows in chunks(self._rounded, CHUNK):
             values = self._rounded[rows].float()
             root = None if self._root is None else self._root[rows]
             target = self._target[rows].float()
@@ -95,7 +96,7 @@ class Trial:
     def error(self, scale: torch.Tensor) -> torch.Tensor:
         """The sum of h r^2 over each group as it will be loaded."""
         tiles, spread, totals = self._tiles, self._tiles.spread(scale), []
-        for rows in tiles.chunks(self._rounded):
+        for rows in chunks(self._rounded, CHUNK):
             step = part(spread, rows)
             rest = self._loaded(self._nearest(self._rounded[rows].float() / step).mul_(step)) - self._target[rows]
             if self._root is not None:

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from auto_round.data_type.grouping import group_count, group_shape, revert_tensor_by_pad
+from auto_round.data_type.kernels import chunks
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
 
-__all__ = ["Tiles", "part"]
+__all__ = ["CHUNK", "Tiles", "part"]
 
 NOT_SIGN = 0x7FFFFFFF
 
@@ -40,6 +40,7 @@ class Tiles:
 
     Attributes:
         counts: shape of one value per group: [groups], or [blocks down, blocks across].
+        over: the dimensions of tiles that are one group.
     """
 
     def __init__(self, shape: torch.Size | tuple[int, ...], group_size: GroupSize) -> None:
@@ -57,11 +58,11 @@ class Tiles:
             self._tile_shape: tuple[int, ...] = (self.counts[0], m, self.counts[1], n)
             self._scale_shape: tuple[int, ...] = (self.counts[0], 1, self.counts[1], 1)
             self._pad = (-self._width % n, -rows % m)
-            self._over: tuple[int, ...] = (1, 3)
+            self.over: tuple[int, ...] = (1, 3)
         elif group_size == 0:
-            self._tile_shape, self._scale_shape, self._pad, self._over = self._flat, (1, 1), (0, 0), (0, 1)
+            self._tile_shape, self._scale_shape, self._pad, self.over = self._flat, (1, 1), (0, 0), (0, 1)
         else:
-            self._tile_shape, self._scale_shape, self._over = self._grouped, (self.counts[0], 1), (1,)
+            self._tile_shape, self._scale_shape, self.over = self._grouped, (self.counts[0], 1), (1,)
             padded = 0 < group_size <= self._width
             self._pad = (-self._width % group_size if padded else 0, 0)
 
@@ -107,28 +108,21 @@ class Tiles:
     def largest(self, tiles: torch.Tensor) -> torch.Tensor:
         """The largest magnitude of each group, float32 in the shape of `counts`."""
         parts = []
-        for rows in self.chunks(tiles):
+        for rows in chunks(tiles, CHUNK):
             # Magnitudes as integers are in the same order, and a CPU finds the largest of them several times faster.
             bits = tiles[rows].to(torch.float32, copy=True).view(torch.int32).bitwise_and_(NOT_SIGN)
-            parts.append(bits.amax(self._over, keepdim=True).view(torch.float32))
+            parts.append(bits.amax(self.over, keepdim=True).view(torch.float32))
         joined = torch.cat(parts) if parts else torch.zeros(self._scale_shape, device=tiles.device)
         return (joined.amax(0) if len(joined) != self._scale_shape[0] else joined).reshape(self.counts)
 
     def totals(self, tiles: torch.Tensor) -> torch.Tensor:
         """The sum of each group of some tiles, in a shape that broadcasts over them."""
-        return tiles.sum(self._over, keepdim=True)
+        return tiles.sum(self.over, keepdim=True)
 
     def gather(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """What `totals` gave for chunks, put together: one value per group, in the shape of `counts`."""
         joined = torch.cat(parts)
         return (joined.sum(0) if len(joined) != self._scale_shape[0] else joined).reshape(self.counts)
-
-    def chunks(self, tiles: torch.Tensor) -> Iterator[slice]:
-        """Slices along the first dimension: cache-sized ones on a CPU, everything at once elsewhere."""
-        count = tiles.shape[0]
-        step = max(1, CHUNK // max(tiles[:1].numel(), 1)) if tiles.device.type == "cpu" else max(count, 1)
-        for start in range(0, count, step):
-            yield slice(start, min(start + step, count))
 
 
 def part(scale: torch.Tensor, rows: slice) -> torch.Tensor:

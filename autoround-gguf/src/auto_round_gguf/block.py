@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from auto_round.data_type import Bounds, Codes, DataType, Runtime
+from auto_round.data_type.kernels import chunks
 from auto_round.errors import SchemeError
-from auto_round_gguf.fused import chunks, dequantize, quantize, quantize_dequantize
+from auto_round_gguf.fused import CHUNK, dequantize, quantize, quantize_dequantize
 from auto_round_gguf.grids import Factor, Grid, Searched, make_grid
 from auto_round_gguf.schemes import LayerScheme
 from auto_round_gguf.search import find_grid
@@ -146,7 +147,7 @@ class BlockDataType(DataType):
             minimum = minimum if kind.super_bits is None else -minimum
         groups = tensors["codes"].reshape(-1, kind.group)
         out = torch.empty(groups.shape, dtype=codes.dtype, device=groups.device)
-        for rows in chunks(groups):
+        for rows in chunks(groups, CHUNK):
             out[rows] = dequantize(groups[rows].float(), scale[rows], None if minimum is None else minimum[rows])
         return out.reshape(codes.shape)
 

@@ -13,29 +13,21 @@ How s and m follow from learnt factors is left to autograd, one value per group:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from auto_round.data_type.kernels import chunks, compilable
 from auto_round_gguf.grids import Grid
 from auto_round_gguf.types import BlockType
 
-__all__ = ["chunks", "dequantize", "quantize", "quantize_dequantize"]
+__all__ = ["CHUNK", "dequantize", "quantize", "quantize_dequantize"]
 
 CHUNK = 1 << 20
 """Weights worked on at a time on a CPU, so that the temporaries of one chunk stay in its caches."""
 
 BEFORE_HALF = 0.49999997
 """The float32 before 1/2: truncating a number after moving it by this much away from zero rounds halves away."""
-
-
-def chunks(groups: torch.Tensor) -> Iterator[slice]:
-    """Slices of rows [groups, group size]: cache-sized ones on a CPU, all rows at once elsewhere."""
-    rows, width = groups.shape
-    step = max(1, CHUNK // width) if groups.device.type == "cpu" else max(rows, 1)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
 
 
 def place(groups: torch.Tensor, grid: Grid, rows: slice) -> torch.Tensor:
@@ -72,7 +64,7 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor |
 def quantize(groups: torch.Tensor, grid: Grid, v: torch.Tensor | None, kind: BlockType) -> torch.Tensor:
     """The codes of groups [groups, group size], int8 for signed types and uint8 otherwise."""
     codes = torch.empty(groups.shape, dtype=torch.int8 if kind.signed else torch.uint8, device=groups.device)
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         codes[rows] = wide_codes(groups, grid, v, kind, rows).clamp_(kind.low, kind.high)
     return codes
 
@@ -88,6 +80,7 @@ def quantize_dequantize(
     return _forward(groups, v, grid, kind, dtype, keep=False)[0]
 
 
+@compilable
 def _forward(
     groups: torch.Tensor, v: torch.Tensor | None, grid: Grid, kind: BlockType, dtype: torch.dtype, *, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -95,7 +88,7 @@ def _forward(
     narrow = torch.int16 if kind.bits == 8 else torch.int8  # one step more than the grid has to fit
     kept = torch.empty(groups.shape, dtype=narrow, device=groups.device) if keep else None
     scale, minimum = grid.scale.detach(), None if grid.minimum is None else grid.minimum.detach()
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         codes = wide_codes(groups, grid, v, kind, rows)
         if kept is not None:
             kept[rows] = codes
@@ -124,27 +117,42 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         groups, kept, scale, inverse, shift = ctx.saved_tensors
-        kind, outer, grid = ctx.kind, gradients[0], Grid(scale, None, inverse, shift)
-        wants_groups, wants_v, wants_scale, wants_minimum = ctx.needs_input_grad[:4]
-        by_groups = torch.empty_like(groups) if wants_groups else None
-        by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
-        by_scale = torch.empty_like(scale) if wants_scale else None
-        by_minimum = torch.empty_like(scale) if wants_minimum else None
-        alive = (inverse != 0).float()  # without a scale every weight is the minimum
-        for rows in chunks(groups):
-            codes, gradient = kept[rows].float(), outer[rows].float()
-            # The gradient where codes lie on the grid, else zero: hardtanh's own backward is one vectorised pass, while
-            # comparing and masking with booleans costs ten times as much on a CPU.
-            inner = torch.ops.aten.hardtanh_backward(gradient, codes, kind.low - 0.5, kind.high + 0.5)
-            if by_minimum is not None:
-                moving = inner.sum(1, keepdim=True).mul_(alive[rows])
-                torch.sub(gradient.sum(1, keepdim=True), moving, out=by_minimum[rows])
-            if by_scale is not None:
-                moved = place(groups, grid, rows).mul_(inner)
-                codes.clamp_(kind.low, kind.high).mul_(gradient).sub_(moved)
-                torch.sum(codes, 1, keepdim=True, out=by_scale[rows])
-            if by_groups is not None:
-                by_groups[rows] = inner * alive[rows]
-            if by_v is not None:
-                torch.mul(inner, scale[rows], out=by_v[rows])
-        return by_groups, by_v, by_scale, by_minimum, None, None, None
+        grid = Grid(scale, None, inverse, shift)
+        found = _backward(gradients[0], groups, kept, grid, ctx.kind, ctx.needs_input_grad[:4])
+        return *found, None, None, None
+
+
+@compilable
+def _backward(
+    outer: torch.Tensor,
+    groups: torch.Tensor,
+    kept: torch.Tensor,
+    grid: Grid,
+    kind: BlockType,
+    wants: tuple[bool, bool, bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Derivatives by weight, v, scale and minimum, shaped like those; None where not wanted."""
+    wants_groups, wants_v, wants_scale, wants_minimum = wants
+    scale = grid.scale
+    by_groups = torch.empty_like(groups) if wants_groups else None
+    by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
+    by_scale = torch.empty_like(scale) if wants_scale else None
+    by_minimum = torch.empty_like(scale) if wants_minimum else None
+    alive = (grid.inverse != 0).float()  # without a scale every weight is the minimum
+    for rows in chunks(groups, CHUNK):
+        codes, gradient = kept[rows].float(), outer[rows].float()
+        # The gradient where codes lie on the grid, else zero: hardtanh's own backward is one vectorised pass, while
+        # comparing and masking with booleans costs ten times as much on a CPU.
+        inner = torch.ops.aten.hardtanh_backward(gradient, codes, kind.low - 0.5, kind.high + 0.5)
+        if by_minimum is not None:
+            moving = inner.sum(1, keepdim=True).mul_(alive[rows])
+            torch.sub(gradient.sum(1, keepdim=True), moving, out=by_minimum[rows])
+        if by_scale is not None:
+            moved = place(groups, grid, rows).mul_(inner)
+            codes.clamp_(kind.low, kind.high).mul_(gradient).sub_(moved)
+            torch.sum(codes, 1, keepdim=True, out=by_scale[rows])
+        if by_groups is not None:
+            by_groups[rows] = inner * alive[rows]
+        if by_v is not None:
+            torch.mul(inner, scale[rows], out=by_v[rows])
+    return by_groups, by_v, by_scale, by_minimum

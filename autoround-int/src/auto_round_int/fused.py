@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from auto_round_int.grid import Factor, Grid, Grouping, Scales, Settings, chunks, dequantize, wide_codes, widened
+from auto_round.data_type.kernels import chunks, compilable
+from auto_round_int.grid import CHUNK, Factor, Grid, Grouping, Scales, Settings, dequantize, wide_codes, widened
 
 __all__ = ["offset", "quantize_dequantize"]
 
@@ -51,11 +52,27 @@ def offset(v: torch.Tensor | float, groups: torch.Tensor) -> torch.Tensor | None
 def _forward(
     grid: Grid, grouping: Grouping, scales: Scales, v: torch.Tensor | float, settings: Settings, *, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    groups = grouping.groups
-    low, high = grid.bounds(settings.bits)
-    scale, zero_point, shift = scales.scale.float(), scales.zero_point, offset(v, groups)
-    out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
-    narrow = torch.int8 if settings.bits < 7 else torch.int16  # one step more than the grid has to fit
+    shift = offset(v, grouping.groups)
+    scale, bounds = scales.scale.float(), grid.bounds(settings.bits)
+    out, kept = _round(grouping.groups, grouping.dtype, shift, scale, scales.zero_point, bounds, keep=keep)
+    return grouping.revert(out), kept
+
+
+@compilable
+def _round(
+    groups: torch.Tensor,
+    dtype: torch.dtype,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    bounds: tuple[int, int],
+    *,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    low, high = bounds
+    out = torch.empty(groups.shape, dtype=dtype, device=groups.device)
+    fits = torch.iinfo(torch.int8).min < low and high < torch.iinfo(torch.int8).max  # and one step more
+    narrow = torch.int8 if fits else torch.int16
     kept = torch.empty(groups.shape, dtype=narrow, device=groups.device) if keep else None
     for rows, wide in widened(groups):
         zero = None if zero_point is None else zero_point[rows]
@@ -65,7 +82,7 @@ def _forward(
             kept[rows] = codes
             codes.clamp_(low, high)
         out[rows] = dequantize(codes, scale[rows], zero)
-    return grouping.revert(out), kept
+    return out, kept
 
 
 class _Fused(torch.autograd.Function):
@@ -97,7 +114,13 @@ class _Fused(torch.autograd.Function):
         outer = Grouping(gradients[0], settings.group_size)
         wants = wants_v, wants_weight, wants_min or wants_max
         by_v, by_weight, by_scale, by_zero = _backward(
-            outer.groups, grouping.groups, kept, scales, grid.bounds(settings.bits), wants
+            outer.groups,
+            grouping.groups,
+            kept,
+            scales.scale.float(),
+            scales.zero_point,
+            grid.bounds(settings.bits),
+            wants,
         )
         by_min = by_max = None
         if wants_min or wants_max:
@@ -121,11 +144,13 @@ def _like(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return summed.reshape(factor.shape).to(factor.dtype)
 
 
+@compilable
 def _backward(
     outer: torch.Tensor,
     groups: torch.Tensor,
     kept: torch.Tensor,
-    scales: Scales,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
     bounds: tuple[int, int],
     wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
@@ -136,12 +161,11 @@ def _backward(
     """
     low, high = bounds
     wants_v, wants_weight, wants_scale = wants
-    scale, zero_point = scales.scale.float(), scales.zero_point
     by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
     by_weight = torch.empty_like(outer) if wants_weight else None
     by_scale = torch.zeros(groups.shape[0], dtype=torch.float32, device=groups.device)
     by_zero = torch.zeros_like(by_scale)
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         codes, gradient, step = kept[rows].float(), outer[rows].float(), scale[rows]
         inner = torch.empty_like(codes) if by_v is None else by_v[rows]
         # The gradient where codes lie on the grid, else zero: hardtanh's own backward is one vectorised pass, while

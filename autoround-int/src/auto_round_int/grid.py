@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
+from auto_round.data_type.kernels import chunks, compilable
 from auto_round.errors import SchemeError
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize, QuantizationScheme
 
 __all__ = [
+    "CHUNK",
     "Factor",
     "Grid",
     "Grouping",
     "Scales",
     "Settings",
-    "chunks",
     "dequantize",
     "factor",
     "frozen_scales",
@@ -165,21 +166,13 @@ class Grouping:
         return revert_tensor_by_pad(groups, self._shape, self._pad).contiguous()
 
 
-def chunks(groups: torch.Tensor) -> Iterator[slice]:
-    """Slices of rows [groups, group size]: cache-sized ones on a CPU, all rows at once elsewhere."""
-    rows, width = groups.shape
-    step = max(1, CHUNK // max(width, 1)) if groups.device.type == "cpu" else max(rows, 1)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
 def widened(groups: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """The chunks, each with its groups in float32: to work in, and gone with the next one.
 
     New memory for every chunk would cost more than what is done in it.
     """
     place = None
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         if place is None:
             place = torch.empty(groups[rows].shape, dtype=torch.float32, device=groups.device)
         yield rows, place[: rows.stop - rows.start].copy_(groups[rows])
@@ -194,17 +187,19 @@ def group_range(groups: torch.Tensor, settings: Settings) -> tuple[torch.Tensor,
     """The least and the largest value of each group, zero included: float32 [groups] twice."""
     low, high = settings.tensor_min, settings.tensor_max
     if low is None or high is None:
-        halves = groups.dtype.itemsize == 2 and groups.shape[-1] >= WIDE
-        least, most = _range_of_halves(groups) if halves else _range(groups)
+        least, most = _range(groups)
         low = least if low is None else low
         high = most if high is None else high
     return low.detach().float().reshape(-1), high.detach().float().reshape(-1)
 
 
+@compilable
 def _range(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if groups.dtype.itemsize == 2 and groups.shape[-1] >= WIDE and not torch.compiler.is_compiling():
+        return _range_of_halves(groups)
     least, most = (torch.empty(len(groups), dtype=torch.float32, device=groups.device) for _ in range(2))
     as_they_are = groups.dtype == torch.float32
-    for rows, wide in ((rows, groups[rows]) for rows in chunks(groups)) if as_they_are else widened(groups):
+    for rows, wide in ((rows, groups[rows]) for rows in chunks(groups, CHUNK)) if as_they_are else widened(groups):
         # Only the float32 forms of amin and amax are vectorised, and `aminmax` of a dimension in no dtype.
         torch.amin(wide, -1, out=least[rows])
         torch.amax(wide, -1, out=most[rows])
@@ -219,8 +214,8 @@ def _range_of_halves(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     whole = groups.view(torch.int16)
     least, most = (torch.empty(len(groups), dtype=torch.int16, device=groups.device) for _ in range(2))
-    place = torch.empty_like(whole[next(chunks(groups), slice(0))])
-    for rows in chunks(groups):
+    place = torch.empty_like(whole[next(chunks(groups, CHUNK), slice(0))])
+    for rows in chunks(groups, CHUNK):
         torch.amax(whole[rows], -1, out=most[rows])
         turned = torch.bitwise_xor(whole[rows], -(1 << 15), out=place[: rows.stop - rows.start])
         torch.amax(turned, -1, out=least[rows])

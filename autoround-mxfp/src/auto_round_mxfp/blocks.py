@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
+from auto_round.data_type.kernels import chunks
 from auto_round_mxfp.elements import Element, ScaleRule
 from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, shared_exponents, wide_exponents
 from auto_round_mxfp.rounding import round_to_grid
@@ -17,7 +18,7 @@ from auto_round_mxfp.rounding import round_to_grid
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
 
-__all__ = ["Blocks", "Factor", "Grouping", "Settings", "chunks", "known_largest", "rounded_blocks"]
+__all__ = ["CHUNK", "Blocks", "Factor", "Grouping", "Settings", "exponents_for", "known_largest", "rounded_blocks"]
 
 Factor = torch.Tensor | float
 """A learnt factor: [groups], [groups, 1] or one number."""
@@ -78,14 +79,6 @@ class Grouping:
         return revert_tensor_by_pad(groups, self._shape, self._pad).contiguous()
 
 
-def chunks(groups: torch.Tensor) -> Iterator[slice]:
-    """Slices of rows [groups, group size]: cache-sized ones on a CPU, all rows at once elsewhere."""
-    rows, width = groups.shape
-    step = max(1, CHUNK // max(width, 1)) if groups.device.type == "cpu" else max(rows, 1)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
 def rounded_blocks(
     groups: torch.Tensor, v: torch.Tensor | float, max_scale: Factor, settings: Settings
 ) -> Iterator[Blocks]:
@@ -108,7 +101,7 @@ def rounded_blocks(
     bound = known_largest(settings, len(groups))
     start = None if settings.init_scale is None else exponent_of(settings.init_scale.detach()).reshape(-1)
     buffers: tuple[torch.Tensor, torch.Tensor] | None = None
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         count = rows.stop - rows.start
         if buffers is None:
             shape = (count, width)
@@ -117,19 +110,31 @@ def rounded_blocks(
         x.copy_(groups[rows])
         largest = torch.abs(x, out=scratch).amax(-1) if bound is None else bound[rows]
         factor = learnt[rows] if isinstance(learnt, torch.Tensor) and learnt.numel() > 1 else learnt
-        scaled = largest if isinstance(factor, float) and factor == 1.0 else largest * factor
-        if start is None:
-            exponents = shared_exponents(scaled, settings.element, settings.rule)
-        else:
-            moved = wide_exponents(scaled, settings.element, settings.rule)
-            moved -= wide_exponents(largest, settings.element, settings.rule)
-            exponents = moved.add_(start[rows]).clamp_(-LIMIT, LIMIT)
+        exponents = exponents_for(largest, factor, None if start is None else start[rows], settings)
         x.mul_(power_of_two(-exponents).unsqueeze(-1))
         if shift is not None:
             x.add_(shift[rows])
         elif v:
             x.add_(v)
         yield Blocks(rows, round_to_grid(x, settings.element, scratch), exponents, largest)
+
+
+def exponents_for(
+    largest: torch.Tensor, factor: Factor, start: torch.Tensor | None, settings: Settings
+) -> torch.Tensor:
+    """The shared exponents of the formula above, int32 [groups].
+
+    Args:
+        largest: A, float32 [groups].
+        factor: c, [groups] or one number.
+        start: E0, int32 [groups], where scales were searched.
+    """
+    scaled = largest if isinstance(factor, float) and factor == 1.0 else largest * factor
+    if start is None:
+        return shared_exponents(scaled, settings.element, settings.rule)
+    moved = wide_exponents(scaled, settings.element, settings.rule)
+    moved -= wide_exponents(largest, settings.element, settings.rule)
+    return moved.add_(start).clamp_(-LIMIT, LIMIT)
 
 
 def known_largest(settings: Settings, count: int) -> torch.Tensor | None:

@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 
+from auto_round.data_type.kernels import at_once, chunks, compilable
 from auto_round.data_type.straight import straight_through
-from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
+from auto_round_mxfp.at_once import round_at_once
+from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings, rounded_blocks
 from auto_round_mxfp.elements import Element
 from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, wide_exponents
 from auto_round_mxfp.in_place import round_in_place
@@ -49,10 +51,10 @@ def _forward(
     grouping: Grouping, v: torch.Tensor | float, max_scale: Factor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     groups = grouping.groups
-    found = round_in_place(groups, v, max_scale, settings)
+    found = (round_at_once if at_once(groups) else round_in_place)(groups, v, max_scale, settings)
     if found is not None:
         return grouping.revert(found[0]), found[1], found[2]
-    out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
+    out = torch.empty_like(groups)
     exponents = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
     largest = torch.empty(len(groups), dtype=torch.float32, device=groups.device)
     for blocks in rounded_blocks(groups, v, max_scale, settings):
@@ -109,8 +111,10 @@ class _Fused(torch.autograd.Function):
         wants_weight, wants_v, wants_max = ctx.needs_input_grad[:3]
         outer, inner = Grouping(gradients[0], settings.group_size), Grouping(tensor, settings.group_size)
         rounded = Grouping(kept, settings.group_size).groups
+        shift = v.detach().reshape(inner.groups.shape) if isinstance(v, torch.Tensor) else v
+        scales, inverses = (power_of_two(of).unsqueeze(-1) for of in (exponents, -exponents))
         by_weight, by_v, by_scale = _backward(
-            outer.groups, inner.groups, rounded, exponents, v, settings.element, ctx.needs_input_grad[:3]
+            outer.groups, inner.groups, rounded, scales, inverses, shift, settings.element, ctx.needs_input_grad[:3]
         )
         by_max = None
         if wants_max:
@@ -136,12 +140,14 @@ def _moves(scaled: torch.Tensor, largest: torch.Tensor, settings: Settings) -> t
     return (wide.abs() <= LIMIT).float()
 
 
+@compilable
 def _backward(
     outer: torch.Tensor,
     groups: torch.Tensor,
     rounded: torch.Tensor,
-    exponents: torch.Tensor,
-    v: torch.Tensor | float,
+    scales: torch.Tensor,
+    inverses: torch.Tensor,
+    shift: torch.Tensor | float,
     element: Element,
     wants: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -151,18 +157,16 @@ def _backward(
     by_weight = torch.empty_like(outer) if wants_weight else nothing
     by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else nothing
     by_scale = torch.empty(len(groups), dtype=torch.float32, device=groups.device) if wants_max else nothing
-    shift = v.detach().reshape(groups.shape) if isinstance(v, torch.Tensor) else None
     limit = element.max * (1 + 2**-23)  # hardtanh's derivative is zero at its ends, clamp's is one
     smallest = 2.0**element.smallest_exponent
-    buffers: torch.Tensor | None = None
-    for rows in chunks(groups):
-        if buffers is None:  # made once: fresh memory would cost more than what is done in it
-            buffers = torch.empty(3, rows.stop, groups.shape[1], device=groups.device)
-        x, ratio, slope = buffers[:, : rows.stop - rows.start]
-        scale = power_of_two(exponents[rows]).unsqueeze(-1)
-        inverse = power_of_two(-exponents[rows]).unsqueeze(-1)
+    room: list[torch.Tensor] = []
+    for rows in chunks(groups, CHUNK):
+        if not room:  # made once: fresh memory would cost more than what is done in it
+            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(3)]
+        x, ratio, slope = (buffer[: rows.stop - rows.start] for buffer in room)
+        scale, inverse = scales[rows], inverses[rows]
         weight, gradient, values = groups[rows].float(), outer[rows].float(), rounded[rows].float()
-        torch.mul(weight, inverse, out=x).add_(v if shift is None else shift[rows])
+        torch.mul(weight, inverse, out=x).add_(shift[rows] if isinstance(shift, torch.Tensor) else shift)
         # The gradient where nothing was cut off, else zero: one vectorised pass, while comparing and masking with
         # booleans costs ten times as much on a CPU.
         torch.ops.aten.hardtanh_backward(gradient, x, -limit, limit, grad_input=slope)

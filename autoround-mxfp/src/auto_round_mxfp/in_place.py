@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import torch
 
-from auto_round_mxfp.blocks import Factor, Settings, known_largest
+from auto_round_mxfp.blocks import Factor, Settings, exponents_for, known_largest
 from auto_round_mxfp.elements import SCALE_BIAS
-from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, shared_exponents, wide_exponents
+from auto_round_mxfp.exponents import MAGNITUDE, exponent_of, power_of_two
 from auto_round_mxfp.rounding import EXPONENT_FIELD, FRACTION_BITS
 
 __all__ = ["round_in_place"]
-
-MAGNITUDE = 0x7FFFFFFF
-"""All bits of a float32 but its sign."""
 
 LEAST, MOST = -90, 80
 """Shared exponents with which no number that rounding makes is subnormal or infinite."""
@@ -35,7 +32,7 @@ CHUNK = 1 << 19
 def round_in_place(
     groups: torch.Tensor, v: torch.Tensor | float, max_scale: Factor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Round blocks, or None where this way of rounding cannot be had.
+    """Round blocks on a CPU, or None where this way of rounding cannot be had.
 
     Args:
         groups: [groups, group size].
@@ -46,7 +43,7 @@ def round_in_place(
         the rounded blocks, in the dtype of the groups; their exponents, int32 in [-127, 127]; and their largest
         magnitudes before any factor, float32: [groups].
     """
-    if groups.device.type != "cpu" or not groups.numel() or (not isinstance(v, torch.Tensor) and v):
+    if not groups.numel() or (not isinstance(v, torch.Tensor) and v):
         return None
     element, count = settings.element, max(1, CHUNK // groups.shape[1])
     shift = v.detach().reshape(groups.shape) if isinstance(v, torch.Tensor) else None
@@ -71,14 +68,8 @@ def round_in_place(
             torch.amax(bits, -1, out=largest[rows].view(torch.int32))
         most = largest[rows]
         by = learnt[rows] if isinstance(learnt, torch.Tensor) and learnt.numel() > 1 else learnt
-        scaled = most if isinstance(by, float) and by == 1.0 else most * by
         shared = exponents[rows]
-        if start is None:
-            shared.copy_(shared_exponents(scaled, element, settings.rule))
-        else:
-            moved = wide_exponents(scaled, element, settings.rule)
-            moved -= wide_exponents(most, element, settings.rule)
-            shared.copy_(moved.add_(start[rows]).clamp_(-LIMIT, LIMIT))
+        shared.copy_(exponents_for(most, by, None if start is None else start[rows], settings))
         if shift is None and not _in_range(shared):
             shared = torch.where(most == 0, 0, shared)  # whatever its exponent is, a block of zeros stays zeros
         if not _in_range(shared) or not bool(most.amax().isfinite()):

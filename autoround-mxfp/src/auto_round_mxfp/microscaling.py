@@ -13,8 +13,9 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType
 from auto_round.data_type.grouping import group_count, groups_stack
+from auto_round.data_type.kernels import chunks
 from auto_round.errors import SchemeError
-from auto_round_mxfp.blocks import Factor, Grouping, Settings, chunks, rounded_blocks
+from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings, rounded_blocks
 from auto_round_mxfp.elements import SCALE_BIAS, Element, ScaleRule, element_values
 from auto_round_mxfp.exponents import power_of_two
 from auto_round_mxfp.fused import quantize_dequantize
@@ -135,7 +136,7 @@ class Microscaling(DataType):
         groups = grouping.groups
         scale = power_of_two(codes.tensors["scale"].reshape(-1, 1).int() - SCALE_BIAS)
         out = torch.empty(groups.shape, dtype=codes.dtype, device=groups.device)
-        for rows in chunks(groups):
+        for rows in chunks(groups, CHUNK):
             out[rows] = values_of(groups[rows], element).mul_(scale[rows])
         return grouping.revert(out)
 

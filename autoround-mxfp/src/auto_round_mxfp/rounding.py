@@ -13,14 +13,12 @@ import functools
 
 import torch
 
+from auto_round.data_type.binades import powers_below
 from auto_round_mxfp.elements import Element, element_values
 
 __all__ = ["EXPONENT_FIELD", "FRACTION_BITS", "codes_of", "round_to_grid", "values_of"]
 
 EXPONENT_FIELD = 0x7F800000
-HALF = 1 << 22
-"""The first bit of a float32's fraction: sets one and a half times a power of two."""
-
 FRACTION_BITS = 23
 
 HALF_FRACTION_BITS, HALF_SMALLEST_EXPONENT = 10, -14
@@ -41,8 +39,8 @@ def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> t
     coarse = FRACTION_BITS - element.mantissa_bits
     if element.whole:
         return x.add_(1.5 * 2**coarse).sub_(1.5 * 2**coarse)
-    powers = _powers(x, element, scratch, (coarse << FRACTION_BITS) + HALF)
-    return x.add_(powers).sub_(powers)
+    powers, factor = powers_below(x, element.smallest_exponent, element.largest_exponent, scratch), 1.5 * 2**coarse
+    return x.add_(powers, alpha=factor).sub_(powers, alpha=factor)
 
 
 def codes_of(values: torch.Tensor, element: Element) -> torch.Tensor:
@@ -71,13 +69,6 @@ def values_of(codes: torch.Tensor, element: Element) -> torch.Tensor:
     """The values of codes, float32, of the same shape."""
     table = _table(element, codes.device)
     return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
-
-
-def _powers(x: torch.Tensor, element: Element, scratch: torch.Tensor, add: int) -> torch.Tensor:
-    """2^p of every x, p not below the smallest exponent, with `add` added to its bits; in `scratch`."""
-    fields = torch.bitwise_and(x.view(torch.int32), EXPONENT_FIELD, out=scratch.view(torch.int32))
-    fields.clamp_(min=127 + element.smallest_exponent << FRACTION_BITS).add_(add)
-    return scratch
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from auto_round_mxfp.blocks import Grouping, Settings, chunks
+from auto_round.data_type.kernels import chunks
+from auto_round_mxfp.blocks import CHUNK, Grouping, Settings
 from auto_round_mxfp.exponents import LIMIT, power_of_two, shared_exponents
 from auto_round_mxfp.rounding import round_to_grid
 
@@ -33,7 +34,7 @@ def searched_scale(weight: torch.Tensor, imatrix: torch.Tensor | None, settings:
     groups = Grouping(weight, settings.group_size).groups
     importance = None if imatrix is None else _importance(imatrix, weight, settings)
     found = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         x = groups[rows].float()
         plain = shared_exponents(x.abs().amax(-1), settings.element, settings.rule)
         x = x * power_of_two(-plain).unsqueeze(-1)

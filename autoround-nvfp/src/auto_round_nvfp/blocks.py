@@ -14,13 +14,13 @@ weight: tuning, plain rounding and encoding all call them, so what is stored is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
+from auto_round.data_type.kernels import at_once, chunks
 from auto_round.errors import SchemeError
 from auto_round_nvfp.minifloat import LARGEST_E2M1, ScaleFormat
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from auto_round.schemes import GroupSize
 
 __all__ = [
+    "CHUNK",
     "BlockScale",
     "Factor",
     "Grouping",
     "Scales",
     "Settings",
-    "chunks",
     "factor",
     "global_scale_of",
     "largest_magnitudes",
@@ -89,7 +89,7 @@ class Scales(NamedTuple):
     @property
     def divisor(self) -> torch.Tensor:
         """The step for dividing: infinite in place of zero, so that a block without a scale becomes zeros."""
-        if self.step.device.type == "cpu" and self.step.numel() and bool(self.step.amin() > 0):
+        if not at_once(self.step) and self.step.numel() and bool(self.step.amin() > 0):
             return self.step
         return self.step.masked_fill(self.step == 0, float("inf"))
 
@@ -173,14 +173,6 @@ class Grouping:
         return revert_tensor_by_pad(groups, self._shape, self._pad).contiguous()
 
 
-def chunks(groups: torch.Tensor) -> Iterator[slice]:
-    """Slices of rows [blocks, block size]: cache-sized ones on a CPU, all rows at once elsewhere."""
-    rows, width = groups.shape
-    step = max(1, CHUNK // max(width, 1)) if groups.device.type == "cpu" else max(rows, 1)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
 def factor(value: Factor) -> Factor:
     """A learnt factor as something that multiplies [blocks]."""
     return value.detach().float().reshape(-1) if isinstance(value, torch.Tensor) else value
@@ -192,15 +184,16 @@ def largest_magnitudes(groups: torch.Tensor, settings: Settings) -> torch.Tensor
     if high is not None:
         size = high.detach().float().abs()
         return (size if low is None else torch.maximum(size, low.detach().float().abs())).reshape(-1)
-    largest = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
     # As integers the bits of magnitudes are in the same order, and a CPU finds the largest several times faster.
-    narrow = wide = torch.empty(0)
-    for rows in chunks(groups):
-        part = groups[rows]
-        if len(narrow) != len(part):
-            narrow, wide = torch.empty_like(part), torch.empty_like(part, dtype=torch.float32)
-        torch.amax(wide.copy_(torch.abs(part, out=narrow)).view(torch.int32), -1, out=largest[rows])
-    return largest.view(torch.float32)
+    word = torch.int16 if groups.dtype.itemsize == 2 else torch.int32
+    largest = torch.empty(len(groups), dtype=word, device=groups.device)
+    room = torch.empty(0, dtype=word)
+    for rows in chunks(groups.view(word), CHUNK):
+        part = groups[rows].view(word)
+        if len(room) != len(part):
+            room = torch.empty_like(part)
+        torch.amax(torch.bitwise_and(part, torch.iinfo(word).max, out=room), -1, out=largest[rows])
+    return largest.view(groups.dtype).float()
 
 
 def scaled(

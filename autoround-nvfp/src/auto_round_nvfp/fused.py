@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
-from auto_round_nvfp.blocks import BlockScale, Factor, Grouping, Scales, Settings, chunks, factor, scaled
-from auto_round_nvfp.minifloat import LARGEST_E2M1, round_e2m1_
+from auto_round.data_type.kernels import chunks, compilable
+from auto_round_nvfp.blocks import CHUNK, BlockScale, Factor, Grouping, Scales, Settings, factor
+from auto_round_nvfp.minifloat import LARGEST_E2M1
 from auto_round_nvfp.plain import Straight, round_blocks
+from auto_round_nvfp.rounding import round_groups
 
 __all__ = ["offset", "quantize_dequantize"]
 
@@ -59,22 +61,9 @@ def offset(v: torch.Tensor | float, groups: torch.Tensor) -> torch.Tensor | None
 def _forward(
     grouping: Grouping, scales: Scales, v: torch.Tensor | float, *, keep: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    groups, step, divisor = grouping.groups, scales.step, scales.divisor
+    groups = grouping.groups
     shift = offset(v, groups)
-    out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
-    kept = torch.empty(groups.shape, dtype=torch.int8, device=groups.device) if keep else None
-    room: torch.Tensor | None = None
-    for rows in chunks(groups):
-        if room is None:  # made once: fresh memory would cost more than what is done in it
-            room = torch.empty(3, rows.stop, groups.shape[1], device=groups.device)
-        x, elements, scratch = room[:, : rows.stop - rows.start]
-        scaled(groups[rows], divisor[rows], None if shift is None else shift[rows], out=x)
-        torch.clamp(x, -LARGEST_E2M1, LARGEST_E2M1, out=elements)
-        beyond = None if kept is None else x.sub_(elements).sign_()
-        round_e2m1_(elements, scratch)
-        if kept is not None and beyond is not None:
-            kept[rows] = beyond.add_(elements, alpha=2.0)
-        out[rows] = elements.mul_(step[rows])
+    out, kept = round_groups(groups, grouping.dtype, shift, scales.step, scales.divisor, keep=keep)
     return grouping.revert(out), kept
 
 
@@ -103,8 +92,9 @@ class _Fused(torch.autograd.Function):
         outer = Grouping(gradients[0], grouping.group_size)
         carries = wants_weight and scales.largest is not None
         by_v, by_weight, by_step = _backward(
-            outer.groups, grouping.groups, kept, scales, wants_v, wants_weight, wants_step=wants_max or carries
-        )
+            outer.groups, grouping.groups, kept, scales.step, scales.divisor, wants_v, wants_weight,
+            wants_step=wants_max or carries,
+        )  # fmt: skip
         if by_weight is not None and scales.largest is not None:
             by_size = by_step * _moves(scales) * factor(ctx.max_scale)
             _carry_to_largest(by_weight, by_size, grouping.groups, scales.largest)
@@ -133,29 +123,31 @@ def _carry_to_largest(
 
     Equal ones share it.
     """
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         wide = groups[rows].float()
         chosen = (wide.abs() == largest[rows].unsqueeze(-1)).float()
         share = by_size[rows].unsqueeze(-1) / (LARGEST_E2M1 * chosen.sum(-1, keepdim=True))
         by_weight[rows] += chosen.copysign_(wide).mul_(share)
 
 
+@compilable
 def _backward(
     outer: torch.Tensor,
     groups: torch.Tensor,
     kept: torch.Tensor,
-    scales: Scales,
+    step: torch.Tensor,
+    divisor: torch.Tensor,
     wants_v: bool,
     wants_weight: bool,
     *,
     wants_step: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
     """Derivatives by v and weight, [blocks, block size], and by the step d, float32 [blocks], where wanted."""
-    step, divisor, end = scales.step, scales.divisor, 2 * LARGEST_E2M1
+    end = 2 * LARGEST_E2M1
     by_v = torch.empty(groups.shape, dtype=torch.float32, device=groups.device) if wants_v else None
     by_weight = torch.empty_like(outer) if wants_weight else None
     by_step = torch.empty(groups.shape[0], dtype=torch.float32, device=groups.device)
-    for rows in chunks(groups):
+    for rows in chunks(groups, CHUNK):
         twice, gradient = kept[rows].float(), outer[rows].float()
         # The gradient where nothing was clamped, else zero: hardtanh's own backward is one vectorised pass, while
         # comparing and masking with booleans costs ten times as much on a CPU.

@@ -13,12 +13,13 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType, Runtime
 from auto_round.data_type.grouping import group_count
+from auto_round.data_type.kernels import chunks
 from auto_round_nvfp.blocks import (
+    CHUNK,
     BlockScale,
     Factor,
     Grouping,
     Settings,
-    chunks,
     global_scale_of,
     scaled,
 )
@@ -104,7 +105,7 @@ class BlockScaledFloat(DataType):
             groups = grouping.groups
             scales, shift = self.block_scale.scales(groups, max_scale, settings), offset(v, groups)
             divisor, codes = scales.divisor, torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-            for rows in chunks(groups):
+            for rows in chunks(groups, CHUNK):
                 x = scaled(groups[rows], divisor[rows], None if shift is None else shift[rows])
                 codes[rows] = e2m1_codes(round_e2m1_(x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)))
         shape = (weight.shape[0], weight.shape[1])
@@ -121,7 +122,7 @@ class BlockScaledFloat(DataType):
         block = self.block_scale.format.load(codes.tensors["scale"]).reshape(-1, 1)
         step = self.block_scale.steps(block, codes.tensors.get("global_scale")).step
         out = torch.empty(grouping.groups.shape, dtype=codes.dtype, device=step.device)
-        for rows in chunks(grouping.groups):
+        for rows in chunks(grouping.groups, CHUNK):
             out[rows] = e2m1_values(grouping.groups[rows]).mul_(step[rows])
         return grouping.revert(out)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from auto_round.data_type.kernels import at_once, chunks
 from auto_round.data_type.straight import straight_through
 from auto_round_nvfp.blocks import (
     BlockScale,
@@ -23,6 +24,7 @@ from auto_round_nvfp.blocks import (
     scaled,
 )
 from auto_round_nvfp.minifloat import LARGEST_E2M1, round_e2m1_
+from auto_round_nvfp.rounding import round_groups
 
 __all__ = ["Straight", "round_blocks"]
 
@@ -48,13 +50,12 @@ def round_blocks(
     start = None if start is None else start.reshape(-1).expand(len(groups))
     if whole and largest is not None:
         tensor = global_scale_of(largest.amax(), block_scale.format)
-    step = max(1, CHUNK // max(groups.shape[1], 1)) if groups.device.type == "cpu" else max(len(groups), 1)
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     block = torch.empty(len(groups), 1, device=groups.device)
-    room = torch.empty(2, min(step, len(groups)), groups.shape[1], device=groups.device)
+    room = torch.empty(0)
     learnt = factor(max_scale)
-    for first in range(0, len(groups), step):
-        rows = slice(first, min(first + step, len(groups)))
+    whole = at_once(groups)
+    for rows in [slice(0, len(groups))] if whole else chunks(groups, CHUNK):
         told = Settings(
             settings.group_size,
             tensor_max=None if largest is None else largest[rows],
@@ -63,12 +64,17 @@ def round_blocks(
         )
         by = learnt[rows] if isinstance(learnt, torch.Tensor) and learnt.numel() > 1 else learnt
         scales = block_scale.scales(groups[rows], by, told)
-        x, scratch = room[:, : rows.stop - first]
+        block[rows] = scales.block
+        if whole:
+            out, _ = round_groups(groups, grouping.dtype, None, scales.step, scales.divisor, keep=False)
+            break
+        if not len(room):
+            room = torch.empty(2, rows.stop, groups.shape[1], device=groups.device)
+        x, scratch = room[:, : rows.stop - rows.start]
         scaled(groups[rows], scales.divisor, None, out=x)
         if largest is None or given or _cuts_off(scales.step, largest[rows]):
             x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)
         out[rows] = round_e2m1_(x, scratch).mul_(scales.step)
-        block[rows] = scales.block
     tensor = None if tensor is None else tensor.detach().float().reshape(())
     return grouping.revert(out), block_scale.steps(block, tensor)
 
