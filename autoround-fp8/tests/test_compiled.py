@@ -22,3 +22,8 @@ class TestBlocks(CompiledTests):
 class TestManyBinades(CompiledTests):
     name = "fp8_e5m2"
     schemes = (QuantizationScheme(8, -1, True, "fp8_e5m2"),)
+
+
+class TestTwoStages(CompiledTests):
+    name = "fp8_to_int_sym"
+    schemes = (QuantizationScheme(4, 128, True, "fp8_to_int_sym"),)

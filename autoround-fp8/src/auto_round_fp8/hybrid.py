@@ -118,7 +118,7 @@ class Float8ToInt(DataType):
             codes = tiles.empty(torch.int8, weight.device)
             for rows in chunks(groups, CHUNK):
                 shifted = None if shift is None else shift[rows]
-                wide = chunk_codes(groups[rows], part(spread, rows), shifted, stages)[0]
+                wide = chunk_codes(groups[rows], part(spread, rows), shifted, stages.tensor_scale)[0]
                 codes[rows] = wide.clamp_(*code_bounds(scheme.bits))
         shape = (weight.shape[0], weight.shape[1])
         across = 1 if scheme.group_size == 0 else stages.scale.numel() // shape[0]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from auto_round.data_type.kernels import chunks
+from auto_round.data_type.kernels import chunks, compilable
 from auto_round_fp8.elements import E4M3, round_to_grid_
 from auto_round_fp8.scales import Factor, learnt_factor
 from auto_round_fp8.search import Trial
@@ -121,11 +121,11 @@ def offset(v: torch.Tensor | float, tiles: Tiles) -> torch.Tensor | None:
 
 
 def chunk_codes(
-    groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, stages: Stages
+    groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, tensor_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes before they are clamped, and the first stage they were made of; float32."""
     # A scalar would leave the quotient in the dtype of the weight.
-    first = round_to_grid_(torch.div(groups, stages.tensor_scale.reshape(1)), E4M3)
+    first = round_to_grid_(torch.div(groups, tensor_scale.reshape(1)), E4M3)
     codes = torch.div(first, scale)
     if shift is not None:
         codes.add_(shift.to(codes.device))
@@ -147,13 +147,26 @@ def quantize_dequantize(
 
 
 def _forward(tensor: torch.Tensor, v: torch.Tensor | float, tiles: Tiles, stages: Stages, given: Given) -> torch.Tensor:
-    groups, spread, shift = tiles.view(tensor), tiles.spread(stages.scale), offset(v, tiles)
-    out = tiles.empty(tensor.dtype, tensor.device)
+    groups, spread, bounds = tiles.view(tensor), tiles.spread(stages.scale), code_bounds(given.bits)
+    return tiles.crop(_round(groups, tensor.dtype, spread, offset(v, tiles), stages.tensor_scale, bounds))
+
+
+@compilable
+def _round(
+    groups: torch.Tensor,
+    dtype: torch.dtype,
+    spread: torch.Tensor,
+    shift: torch.Tensor | None,
+    tensor_scale: torch.Tensor,
+    bounds: tuple[int, int],
+) -> torch.Tensor:
+    """Tiles, rounded."""
+    out = torch.empty(groups.shape, dtype=dtype, device=groups.device)
     for rows in chunks(groups, CHUNK):
         step = part(spread, rows)
-        codes, _ = chunk_codes(groups[rows], step, None if shift is None else shift[rows], stages)
-        out[rows] = codes.clamp_(*code_bounds(given.bits)).mul_(step).mul_(stages.tensor_scale)
-    return tiles.crop(out)
+        codes, _ = chunk_codes(groups[rows], step, None if shift is None else shift[rows], tensor_scale)
+        out[rows] = codes.clamp_(*bounds).mul_(step).mul_(tensor_scale)
+    return out
 
 
 class _Fused(torch.autograd.Function):
@@ -180,24 +193,20 @@ class _Fused(torch.autograd.Function):
         tensor, rounded, *saved = ctx.saved_tensors
         v, min_scale, max_scale = (n if t is None else t for t, n in zip(saved, numbers, strict=True))
         wants_tensor, wants_v, wants_min, wants_max = ctx.needs_input_grad[:4]
-        low, high = code_bounds(given.bits)
-        groups, outer, result = tiles.view(tensor), tiles.view(gradients[0]), tiles.view(rounded)
-        spread, shift = tiles.spread(stages.scale), offset(v, tiles)
         by_v = tiles.room_for_learnt(tensor.device) if wants_v else None
-        by_offset = None if by_v is None else tiles.learnt(by_v)
         by_tensor = tiles.empty(gradients[0].dtype, tensor.device) if wants_tensor else None
-        totals = []
-        for rows in chunks(groups, CHUNK):
-            step, gradient = part(spread, rows), outer[rows].float()
-            codes, first = chunk_codes(groups[rows], step, None if shift is None else shift[rows], stages)
-            inner = torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5)
-            if by_tensor is not None:
-                by_tensor[rows] = inner
-            if by_offset is not None:
-                torch.mul(inner, step * stages.tensor_scale, out=by_offset[rows])
-            if wants_min or wants_max:
-                scaled = inner.mul_(first).mul_(stages.tensor_scale)
-                totals.append(tiles.totals(torch.mul(gradient, result[rows]).sub_(scaled)))
+        totals = _backward(
+            tiles.view(gradients[0]),
+            tiles.view(tensor),
+            tiles.view(rounded) if wants_min or wants_max else None,
+            tiles.spread(stages.scale),
+            offset(v, tiles),
+            stages.tensor_scale,
+            code_bounds(given.bits),
+            tiles.over,
+            by_tensor,
+            None if by_v is None else tiles.learnt(by_v),
+        )
         by_min = by_max = None
         if wants_min or wants_max:
             by_scale = tiles.gather(totals) / stages.scale
@@ -211,6 +220,35 @@ class _Fused(torch.autograd.Function):
             by_max,
             *[None] * 3,
         )
+
+
+@compilable
+def _backward(
+    outer: torch.Tensor,
+    groups: torch.Tensor,
+    rounded: torch.Tensor | None,
+    spread: torch.Tensor,
+    shift: torch.Tensor | None,
+    tensor_scale: torch.Tensor,
+    bounds: tuple[int, int],
+    over: tuple[int, ...],
+    by_tensor: torch.Tensor | None,
+    by_offset: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """The same as `fused._backward`, through both stages."""
+    totals, (low, high) = [], bounds
+    for rows in chunks(groups, CHUNK):
+        step, gradient = part(spread, rows), outer[rows].float()
+        codes, first = chunk_codes(groups[rows], step, None if shift is None else shift[rows], tensor_scale)
+        inner = torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5)
+        if by_tensor is not None:
+            by_tensor[rows] = inner
+        if by_offset is not None:
+            torch.mul(inner, step * tensor_scale, out=by_offset[rows])
+        if rounded is not None:
+            scaled = inner.mul_(first).mul_(tensor_scale)
+            totals.append(torch.mul(gradient, rounded[rows]).sub_(scaled).sum(over, keepdim=True))
+    return totals
 
 
 def _factor_gradients(
