@@ -75,6 +75,7 @@ def main() -> None:
     if args.quick:
         return
     show(sys.executable, "step.py", "--shape", LARGE, "--steps", "4", *cases("step_large"))
+    show(sys.executable, "step.py", "--shape", LARGE, "--steps", "8", "--compile", *cases("step_large"))
     known = ("--known", args.known) if args.known else ()
     show(sys.executable, "whole.py", *known, *cases("whole"))
 

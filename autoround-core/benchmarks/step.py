@@ -2,10 +2,12 @@
 # ruff: noqa: INP001 - a script, no package
 """How long a tuning step takes, as a ratio to the floor: the block's plain forward and backward, weights as leaves.
 
-usage: step.py [--model DIR | --shape HIDDENxINTERMEDIATExHEADSxKV_HEADS] [--batch 8x256] [--steps 24] SCHEME...
+usage: step.py [--model DIR | --shape HIDDENxINTERMEDIATExHEADSxKV_HEADS] [--batch 8x256] [--steps 24] [--compile]
+    SCHEME...
 
 The real engine tunes the model's first block, and after every step of it the floor takes one: both see the same machine
-in the same second. Printed is the middle of all steps' times, and of the ratios step by step.
+in the same second. Printed is the middle of all steps' times, and of the ratios step by step. --compile: the engine
+with `enable_torch_compile`, once its kernels are compiled.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import nn
 from auto_round import AutoRound
 from auto_round.calibration import CalibrationTokens
 from auto_round.calibration.store import ActivationStore
+from auto_round.data_type.kernels import kernels_compiled
 from auto_round.model.opened import open_model, wrap_model
 from auto_round.run.allocator import ask_for_large_pages
 from auto_round.run.ranks import Ranks
@@ -79,7 +82,9 @@ def model_of(shape: str) -> nn.Module:
     return model
 
 
-def measure(source: Any, scheme: str, batch: int, length: int, steps: int) -> tuple[float, float, float]:
+def measure(
+    source: Any, scheme: str, batch: int, length: int, steps: int, *, compiled: bool
+) -> tuple[float, float, float]:
     """Milliseconds of the floor and of a step, and the ratio."""
     rounder = AutoRound(source, scheme=scheme, iters=LONG, batch_size=batch, device_map="cpu", verbose=False)
     plan = rounder.plan()
@@ -97,7 +102,7 @@ def measure(source: Any, scheme: str, batch: int, length: int, steps: int) -> tu
             with torch.enable_grad():
                 floor.take()
 
-        with suppress(Enough):
+        with suppress(Enough), kernels_compiled(wanted=compiled):
             quantize_block(opened, name, layers, rounder.options, chains, torch.device("cpu"), take, None)
     ratios = [step / plain for step, plain in zip(floor.steps, floor.floors, strict=True)]
     return (
@@ -114,14 +119,16 @@ def main() -> None:
     parser.add_argument("--shape")
     parser.add_argument("--batch", default="8x256")
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("schemes", nargs="+")
     args = parser.parse_args()
     ask_for_large_pages()
     batch, length = map(int, args.batch.split("x"))
-    print(f"{args.shape or args.model}, {args.batch} tokens, {torch.get_num_threads()} threads")
+    how = ", compiled" if args.compile else ""
+    print(f"{args.shape or args.model}, {args.batch} tokens, {torch.get_num_threads()} threads{how}")
     for scheme in args.schemes:
         source = model_of(args.shape) if args.shape else args.model
-        plain, step, ratio = measure(source, scheme, batch, length, args.steps)
+        plain, step, ratio = measure(source, scheme, batch, length, args.steps, compiled=args.compile)
         print(f"  {scheme:14} floor {plain:9.1f} ms  step {step:9.1f} ms  ratio {ratio:5.2f}", flush=True)
 
 
