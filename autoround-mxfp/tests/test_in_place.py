@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding in units of the tensor against rounding in units of scales, bit for bit."""
+"""Rounding in units of the tensor, and all blocks at once, against rounding in units of scales, bit for bit."""
 
 import pytest
 import torch
 
 import auto_round_mxfp.microscaling as family
+from auto_round_mxfp.at_once import round_at_once
 from auto_round_mxfp.blocks import Settings, rounded_blocks
 from auto_round_mxfp.exponents import power_of_two
 from auto_round_mxfp.in_place import round_in_place
@@ -31,7 +32,8 @@ def in_units_of_scales(groups, v, max_scale, settings):
 @pytest.mark.parametrize("name", [n for n in DATA_TYPES if n != "mx_fp_rceil"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("learnt", [False, True])
-def test_both_ways_round_alike(name, dtype, learnt):
+@pytest.mark.parametrize("rounded", [round_in_place, round_at_once])
+def test_both_ways_round_alike(name, dtype, learnt, rounded):
     data_type = getattr(family, name)
     settings = Settings(data_type.element(None), data_type.rule)
     groups = spread(dtype, -50, 50)
@@ -40,11 +42,24 @@ def test_both_ways_round_alike(name, dtype, learnt):
     if learnt:
         groups[5:7] = 1.0  # offsets of blocks of zeros are left to the other way
     max_scale = torch.rand(len(groups), generator=generator) + 0.5 if learnt else 1.0
-    found = round_in_place(groups, v, max_scale, settings)
+    found = rounded(groups, v, max_scale, settings)
     wanted = in_units_of_scales(groups, v, max_scale, settings)
     assert found is not None
     assert torch.equal(found[0], wanted)
     assert torch.equal(found[0].float().signbit(), wanted.float().signbit())
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_at_once_with_a_searched_scale_and_one_offset(dtype, offset):
+    groups = spread(dtype, -8, 8)
+    start = torch.exp2(torch.arange(-8.0, 8.0)).unsqueeze(1)
+    settings = Settings(family.mx_fp4.element(None), family.mx_fp4.rule, init_scale=start)
+    factor = torch.rand(16, generator=torch.Generator().manual_seed(6)) + 0.5
+    found, exponents, largest = round_at_once(groups, offset, factor, settings)
+    assert torch.equal(found, in_units_of_scales(groups, offset, factor, settings))
+    assert torch.equal(largest, groups.float().abs().amax(-1))
+    assert exponents.dtype == torch.int32
 
 
 @pytest.mark.parametrize("value", [1e-38, 1e38, float("nan"), float("inf")])
