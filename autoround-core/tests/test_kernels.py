@@ -11,6 +11,7 @@ import torch
 from auto_round import AutoRound
 from auto_round.data_type.binades import powers_below
 from auto_round.data_type.kernels import at_once, check_compiler, chunks, compilable, kernels_compiled
+from auto_round.data_type.magnitudes import largest_magnitudes
 from auto_round.errors import UnknownOptionError
 
 from .conftest import Steps
@@ -109,18 +110,30 @@ def test_a_compiled_kernel_gives_what_it_gives_as_it_stands():
 
 @pytest.mark.parametrize(("least", "most"), [(0, 2), (-6, 8), (-14, 15)])
 def test_powers_of_two_below_numbers(monkeypatch, least, most):
-    exponents = torch.arange(least - 3, most + 1)
+    exponents, largest = torch.arange(least - 3, most + 1), 1.5 * 2.0**most
     edges = torch.exp2(exponents.double()).float()
     x = torch.cat([edges, torch.nextafter(edges, torch.zeros(1)), edges * 1.999, torch.zeros(1)])
     x = torch.cat([x, -x])
     wanted = torch.exp2(torch.frexp(x.abs()).exponent - 1.0).clamp(min=2.0**least)
     wanted[x == 0] = 2.0**least
-    assert torch.equal(powers_below(x, least, most), wanted)
+    assert torch.equal(powers_below(x, least, largest), wanted)
     out = torch.empty_like(x)
-    assert powers_below(x, least, most, out) is out
+    assert powers_below(x, least, largest, out) is out
     assert torch.equal(out, wanted)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert torch.equal(powers_below(x, least, most), wanted)
+    assert torch.equal(powers_below(x, least, largest), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("over", "numbers"), [((1,), 50), ((1,), 1 << 20), ((1, 3), 200), ((0, 1, 2, 3), 1 << 20)])
+def test_the_largest_magnitudes_of_groups(dtype, over, numbers):
+    groups = torch.randn(7, 5, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    groups[3] = -0.0
+    wanted = groups.float().abs().amax(over, keepdim=True)
+    assert torch.equal(largest_magnitudes(groups, over, numbers), wanted)
+    assert largest_magnitudes(groups[:0], over, numbers).shape == (int(0 in over), *wanted.shape[1:])
+    groups[2] = torch.nan
+    assert largest_magnitudes(groups, (1, 2, 3), numbers).isnan().flatten().tolist() == [n == 2 for n in range(7)]
 
 
 def test_devices_whose_compiled_code_rounds_otherwise_are_refused():

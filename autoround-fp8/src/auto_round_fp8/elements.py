@@ -9,7 +9,6 @@ saturates) and other libraries (`ml_dtypes` gives NaN), and none of them is ever
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +82,7 @@ def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = N
 
 def _binade(x: torch.Tensor, element: Element, scratch: torch.Tensor | None) -> torch.Tensor:
     """The power of two at or below |x|, at least the least normal number."""
-    return powers_below(x, element.exponent, math.frexp(element.largest)[1] - 1, scratch)
+    return powers_below(x, element.exponent, element.largest, scratch)
 
 
 def to_float32(codes: torch.Tensor) -> torch.Tensor:

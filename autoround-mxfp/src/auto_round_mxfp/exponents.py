@@ -7,13 +7,10 @@ import torch
 
 from auto_round_mxfp.elements import SCALE_BIAS, Element, ScaleRule
 
-__all__ = ["LIMIT", "MAGNITUDE", "exponent_of", "power_of_two", "shared_exponents", "wide_exponents"]
+__all__ = ["LIMIT", "exponent_of", "power_of_two", "shared_exponents", "wide_exponents"]
 
 LIMIT = 127
 """Shared exponents lie in [-127, 127]; the next one up would be the code that E8M0 keeps for NaN."""
-
-MAGNITUDE = 0x7FFFFFFF
-"""All bits of a float32 but its sign."""
 
 SMALLEST = 1 << 22
 """Bits of 2^-127 as a float32, a subnormal number."""

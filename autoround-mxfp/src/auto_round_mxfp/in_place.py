@@ -17,10 +17,13 @@ import torch
 
 from auto_round_mxfp.blocks import Factor, Settings, exponents_for, known_largest
 from auto_round_mxfp.elements import SCALE_BIAS
-from auto_round_mxfp.exponents import MAGNITUDE, exponent_of, power_of_two
+from auto_round_mxfp.exponents import exponent_of, power_of_two
 from auto_round_mxfp.rounding import EXPONENT_FIELD, FRACTION_BITS
 
 __all__ = ["round_in_place"]
+
+MAGNITUDE = 0x7FFFFFFF
+"""All bits of a float32 but its sign."""
 
 LEAST, MOST = -90, 80
 """Shared exponents with which no number that rounding makes is subnormal or infinite."""

@@ -39,7 +39,7 @@ def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> t
     coarse = FRACTION_BITS - element.mantissa_bits
     if element.whole:
         return x.add_(1.5 * 2**coarse).sub_(1.5 * 2**coarse)
-    powers, factor = powers_below(x, element.smallest_exponent, element.largest_exponent, scratch), 1.5 * 2**coarse
+    powers, factor = powers_below(x, element.smallest_exponent, element.max, scratch), 1.5 * 2**coarse
     return x.add_(powers, alpha=factor).sub_(powers, alpha=factor)
 
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from auto_round.data_type import magnitudes
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
-from auto_round.data_type.kernels import at_once, chunks
+from auto_round.data_type.kernels import at_once
 from auto_round.errors import SchemeError
 from auto_round_nvfp.minifloat import LARGEST_E2M1, ScaleFormat
 
@@ -184,16 +185,7 @@ def largest_magnitudes(groups: torch.Tensor, settings: Settings) -> torch.Tensor
     if high is not None:
         size = high.detach().float().abs()
         return (size if low is None else torch.maximum(size, low.detach().float().abs())).reshape(-1)
-    # As integers the bits of magnitudes are in the same order, and a CPU finds the largest several times faster.
-    word = torch.int16 if groups.dtype.itemsize == 2 else torch.int32
-    largest = torch.empty(len(groups), dtype=word, device=groups.device)
-    room = torch.empty(0, dtype=word)
-    for rows in chunks(groups.view(word), CHUNK):
-        part = groups[rows].view(word)
-        if len(room) != len(part):
-            room = torch.empty_like(part)
-        torch.amax(torch.bitwise_and(part, torch.iinfo(word).max, out=room), -1, out=largest[rows])
-    return largest.view(groups.dtype).float()
+    return magnitudes.largest_magnitudes(groups, (1,), CHUNK).reshape(-1)
 
 
 def scaled(

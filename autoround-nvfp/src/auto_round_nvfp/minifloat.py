@@ -12,7 +12,6 @@ Everything rounds to nearest, ties to even, and saturates.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -28,25 +27,26 @@ _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def round_float_(
-    x: torch.Tensor, mantissa_bits: int, least_exponent: int, most_exponent: int, scratch: torch.Tensor | None = None
+    x: torch.Tensor, mantissa_bits: int, least_exponent: int, largest: float, scratch: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Round float32 values in place to so many mantissa bits, with subnormals below `2^least_exponent`.
 
     With 2^e the power of two below |x|, at least 2^least_exponent, the spacing of the rounded values is 2^(e - m).
     Adding M = 1.5 2^(23 - m) 2^e, whose own spacing is just that, makes the adder do the rounding; subtracting M is
-    exact. A zero comes out positive. Values have to be below 2^(most_exponent + 1), and that below 2^100.
+    exact. A zero comes out positive. Values are below the first power of two above `largest`,
+    and that is below 2^100.
 
     Args:
         scratch: float32, of the shape of x, overwritten; None makes one.
     """
-    power = powers_below(x, least_exponent, most_exponent, scratch)
+    power = powers_below(x, least_exponent, largest, scratch)
     factor = 1.5 * 2.0 ** (23 - mantissa_bits)
     return x.add_(power, alpha=factor).sub_(power, alpha=factor)
 
 
 def round_e2m1_(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
     """Round float32 values below 7 in size, the last that come out as at most 6, to E2M1, in place."""
-    return round_float_(x, 1, 0, 2, scratch)
+    return round_float_(x, 1, 0, LARGEST_E2M1, scratch)
 
 
 def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
@@ -89,9 +89,7 @@ class ScaleFormat(ABC):
 
     def rounded(self, scale: torch.Tensor) -> torch.Tensor:
         """What `load` makes of what `store` makes of scales that are not negative, several times faster on a CPU."""
-        return round_float_(
-            scale.float().clamp(0.0, self.largest), 3, self.least_exponent, math.frexp(self.largest)[1] - 1
-        )
+        return round_float_(scale.float().clamp(0.0, self.largest), 3, self.least_exponent, self.largest)
 
     @abstractmethod
     def load(self, stored: torch.Tensor) -> torch.Tensor:

@@ -50,12 +50,16 @@ def round_blocks(
     start = None if start is None else start.reshape(-1).expand(len(groups))
     if whole and largest is not None:
         tensor = global_scale_of(largest.amax(), block_scale.format)
+    learnt = factor(max_scale)
+    if at_once(groups):
+        told = Settings(settings.group_size, tensor_max=largest, init_scale=start, global_scale=tensor)
+        scales = block_scale.scales(groups, learnt, told)
+        rounded, _ = round_groups(groups, grouping.dtype, None, scales.step, scales.divisor, keep=False)
+        return grouping.revert(rounded), block_scale.steps(scales.block, scales.tensor)
     out = torch.empty(groups.shape, dtype=grouping.dtype, device=groups.device)
     block = torch.empty(len(groups), 1, device=groups.device)
     room = torch.empty(0)
-    learnt = factor(max_scale)
-    whole = at_once(groups)
-    for rows in [slice(0, len(groups))] if whole else chunks(groups, CHUNK):
+    for rows in chunks(groups, CHUNK):
         told = Settings(
             settings.group_size,
             tensor_max=None if largest is None else largest[rows],
@@ -64,10 +68,6 @@ def round_blocks(
         )
         by = learnt[rows] if isinstance(learnt, torch.Tensor) and learnt.numel() > 1 else learnt
         scales = block_scale.scales(groups[rows], by, told)
-        block[rows] = scales.block
-        if whole:
-            out, _ = round_groups(groups, grouping.dtype, None, scales.step, scales.divisor, keep=False)
-            break
         if not len(room):
             room = torch.empty(2, rows.stop, groups.shape[1], device=groups.device)
         x, scratch = room[:, : rows.stop - rows.start]
@@ -75,6 +75,7 @@ def round_blocks(
         if largest is None or given or _cuts_off(scales.step, largest[rows]):
             x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)
         out[rows] = round_e2m1_(x, scratch).mul_(scales.step)
+        block[rows] = scales.block
     tensor = None if tensor is None else tensor.detach().float().reshape(())
     return grouping.revert(out), block_scale.steps(block, tensor)
 

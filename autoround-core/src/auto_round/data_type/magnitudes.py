@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The largest magnitudes of groups, of which scales are made."""
+
+from __future__ import annotations
+
+import torch
+
+from auto_round.data_type.kernels import chunks
+
+__all__ = ["largest_magnitudes"]
+
+
+def largest_magnitudes(groups: torch.Tensor, over: tuple[int, ...], numbers: int) -> torch.Tensor:
+    """The largest magnitude of each group.
+
+    Read as whole numbers, bits of magnitudes are in the order of magnitudes, NaN above all, and a CPU finds the
+    largest several times faster. It is no kernel: compiled it takes twice as long for groups of 16 or 32.
+
+    Args:
+        groups: floats of 16 or 32 bits.
+        over: the dimensions that are one group, which stay with size 1; where the first is among them, it is the number
+            of chunks.
+        numbers: of a chunk, see `chunks`.
+
+    Returns:
+        float32.
+    """
+    word = torch.int16 if groups.dtype.itemsize == 2 else torch.int32
+    words, found = groups.view(word), []
+    room = torch.empty(0, dtype=word)
+    for rows in chunks(words, numbers):
+        if len(room) != rows.stop - rows.start:  # made once: fresh memory would cost more than what is done in it
+            room = torch.empty_like(words[rows])
+        found.append(torch.bitwise_and(words[rows], torch.iinfo(word).max, out=room).amax(over, keepdim=True))
+    shape = [1 if n in over else size for n, size in enumerate(groups.shape)]
+    joined = torch.cat(found) if found else torch.zeros(shape, dtype=word, device=groups.device)
+    return joined.view(groups.dtype).float()
