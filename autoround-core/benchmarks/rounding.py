@@ -2,11 +2,12 @@
 # ruff: noqa: INP001 - a script, no package
 """How long a matrix takes on its way to a file and back, as a ratio to reading and writing it once.
 
-usage: rounding.py [--size 4096] [--rounds 5] SCHEME[@FORMAT] ...
+usage: rounding.py [--size 4096] [--rounds 5] [--compile] SCHEME[@FORMAT] ...
 
 round: quantize and dequantize, as `--iters 0 --disable-opt-rtn` does. search: the better scale, under importance.
 encode: to codes. pack and unpack: codes to what the file holds and back. decode: codes to weights. The floor copies the
 bfloat16 matrix into memory that is there already; results need memory of their own, for which the second figure stands.
+With --compile, kernels are compiled, as they are with enable_torch_compile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 import torch
 from timing import turns
 
+from auto_round.data_type.kernels import kernels_compiled
 from auto_round.plugins import default_registry
 from auto_round.schemes import QuantizationScheme
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("schemes", nargs="+")
     args = parser.parse_args()
     weight = torch.randn(args.size, args.size).bfloat16()
@@ -69,7 +72,11 @@ def main() -> None:
     for name in args.schemes:
         scheme_name, _, output_format = name.partition("@")
         scheme = default_registry().scheme(scheme_name)
-        seconds = turns(jobs_of(scheme, output_format or "auto_round", weight), args.rounds)
+        with kernels_compiled(wanted=args.compile):
+            jobs = jobs_of(scheme, output_format or "auto_round", weight)
+            if args.compile:
+                jobs.pop("search", None)
+            seconds = turns(jobs, args.rounds)
         told = [
             f"{seconds[p] / floor['copy']:.1f} {seconds[p] / floor['clone']:.1f}" if p in seconds else "-"
             for p in PARTS

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from auto_round_nvfp import plain
+from auto_round_nvfp import rounding
 from auto_round_nvfp.minifloat import E4M3, UE5M3
 from auto_round_nvfp.nvfp import NvFp4, NvFp4V2, NvFp4V2GlobalScale
 
@@ -29,18 +29,15 @@ def test_both_ways_round_alike(data_type, dtype, size, normal):
 
 
 @pytest.mark.parametrize("data_type", [NvFp4(), NvFp4V2()], ids=lambda d: d.name)
-@pytest.mark.parametrize("given", [{}, {"tensor_min": torch.tensor(-0.3), "tensor_max": torch.tensor(0.4)}], ids=len)
-def test_all_blocks_at_once_are_those_of_chunks(data_type, given, normal, monkeypatch):
-    """As a GPU takes them, and compiled code."""
-    weight = normal(96, 64).bfloat16().requires_grad_()
-    outer = normal(96, 64).bfloat16()
-    both = []
-    for whole in (False, True):
-        monkeypatch.setattr(plain, "at_once", lambda _groups, whole=whole: whole)
-        rounded, scale, _ = data_type.quant_tensor(weight, **given)
-        both.append((rounded, scale, *torch.autograd.grad(rounded, weight, outer)))
-    for one, other in zip(*both, strict=True):
-        assert torch.equal(one, other)
+def test_one_range_serves_all_blocks_of_all_chunks(data_type, normal, monkeypatch):
+    monkeypatch.setattr(rounding, "CHUNK", 1024)
+    weight = normal(96, 64).bfloat16()
+    low, high = torch.tensor(-0.3), torch.tensor(0.4)
+    found, scale, _ = data_type.quant_tensor(weight, tensor_min=low, tensor_max=high)
+    each = {"tensor_min": low.expand(384), "tensor_max": high.expand(384)}
+    wanted, same, _ = data_type.quant_tensor(weight, v=torch.zeros(384, 16), **each)
+    assert torch.equal(found, wanted)
+    assert torch.equal(scale.expand(384, 1), same)
 
 
 @pytest.mark.parametrize("scale_format", [E4M3, UE5M3], ids=lambda f: f.name)

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from auto_round.data_type.binades import powers_below
+from auto_round.data_type.minifloats import round_to_minifloat_
 
 __all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "round_to_grid_", "steps_at", "to_float32"]
-
-MANTISSA = 23
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,6 @@ E4M3FNUZ = Element("e4m3fnuz", torch.float8_e4m3fnuz, 240.0, 3, -7)
 def round_to_grid_(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = None) -> torch.Tensor:
     """Round to the nearest number of the format, half to even, beyond the largest to the largest; -0 becomes 0.
 
-    With `e` the exponent of x, at least the least one, adding and subtracting `1.5 * 2^(e + 23 - mantissa)` leaves x
-    rounded to a multiple of `2^(e - mantissa)`, by the rounding of float32 addition itself; one and a half times keeps
-    the sum in the binade of its larger term whatever the sign of the other.
-
     Args:
         x: float32, changed in place; not NaN.
         scratch: float32, of the shape of x, overwritten; None makes one.
@@ -64,9 +59,7 @@ def round_to_grid_(x: torch.Tensor, element: Element, scratch: torch.Tensor | No
         x.
     """
     x.clamp_(-element.largest, element.largest)
-    anchor = _binade(x, element, scratch)
-    factor = 1.5 * 2.0 ** (MANTISSA - element.mantissa)
-    return x.add_(anchor, alpha=factor).sub_(anchor, alpha=factor)
+    return round_to_minifloat_(x, element.mantissa, element.exponent, element.largest, scratch)
 
 
 def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = None) -> torch.Tensor:
@@ -77,12 +70,7 @@ def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = N
         scratch: float32, of the shape of x, overwritten and returned; None makes one.
     """
     cut_off = torch.clamp(x, -element.largest, element.largest, out=scratch)
-    return _binade(cut_off, element, scratch).mul_(2.0**-element.mantissa)
-
-
-def _binade(x: torch.Tensor, element: Element, scratch: torch.Tensor | None) -> torch.Tensor:
-    """The power of two at or below |x|, at least the least normal number."""
-    return powers_below(x, element.exponent, element.largest, scratch)
+    return powers_below(cut_off, element.exponent, element.largest, scratch).mul_(2.0**-element.mantissa)
 
 
 def to_float32(codes: torch.Tensor) -> torch.Tensor:

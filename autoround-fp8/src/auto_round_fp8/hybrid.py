@@ -15,8 +15,8 @@ from auto_round.errors import SchemeError
 from auto_round_fp8.hybrid_grid import (
     Given,
     Stages,
-    chunk_codes,
     code_bounds,
+    encode_groups,
     offset,
     quantize_dequantize,
     searched_scale,
@@ -114,12 +114,13 @@ class Float8ToInt(DataType):
         with torch.no_grad():
             tiles = Tiles(weight.shape, scheme.group_size)
             stages = stages_of(weight, tiles, low, high, given)
-            groups, spread, shift = tiles.view(weight), tiles.spread(stages.scale), offset(v, tiles)
-            codes = tiles.empty(torch.int8, weight.device)
-            for rows in chunks(groups, CHUNK):
-                shifted = None if shift is None else shift[rows]
-                wide = chunk_codes(groups[rows], part(spread, rows), shifted, stages.tensor_scale)[0]
-                codes[rows] = wide.clamp_(*code_bounds(scheme.bits))
+            codes = encode_groups(
+                tiles.view(weight),
+                offset(v, tiles),
+                tiles.spread(stages.scale),
+                stages.tensor_scale,
+                code_bounds(scheme.bits),
+            )
         shape = (weight.shape[0], weight.shape[1])
         across = 1 if scheme.group_size == 0 else stages.scale.numel() // shape[0]
         tensors = {

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Given",
     "Stages",
-    "chunk_codes",
     "code_bounds",
+    "encode_groups",
     "offset",
     "quantize_dequantize",
     "searched_scale",
@@ -120,12 +120,11 @@ def offset(v: torch.Tensor | float, tiles: Tiles) -> torch.Tensor | None:
     return tiles.learnt(tiles.room_for_learnt(torch.device("cpu")).fill_(v)) if v else None
 
 
-def chunk_codes(
+def _chunk_codes(
     groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, tensor_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes before they are clamped, and the first stage they were made of; float32."""
-    # A scalar would leave the quotient in the dtype of the weight.
-    first = round_to_grid_(torch.div(groups, tensor_scale.reshape(1)), E4M3)
+    first = round_to_grid_(torch.div(groups.float(), tensor_scale), E4M3)
     codes = torch.div(first, scale)
     if shift is not None:
         codes.add_(shift.to(codes.device))
@@ -164,9 +163,33 @@ def _round(
     out = torch.empty(groups.shape, dtype=dtype, device=groups.device)
     for rows in chunks(groups, CHUNK):
         step = part(spread, rows)
-        codes, _ = chunk_codes(groups[rows], step, None if shift is None else shift[rows], tensor_scale)
+        codes, _ = _chunk_codes(groups[rows], step, None if shift is None else shift[rows], tensor_scale)
         out[rows] = codes.clamp_(*bounds).mul_(step).mul_(tensor_scale)
     return out
+
+
+@compilable
+def encode_groups(
+    groups: torch.Tensor,
+    shift: torch.Tensor | None,
+    spread: torch.Tensor,
+    tensor_scale: torch.Tensor,
+    bounds: tuple[int, int],
+) -> torch.Tensor:
+    """The q of the formula, int8, tiles.
+
+    Args:
+        groups: tiles.
+        shift: v as tiles, or None for zero.
+        spread: s, of a shape that broadcasts.
+        tensor_scale: t, float32 scalar.
+        bounds: the least and the largest code.
+    """
+    codes = torch.empty(groups.shape, dtype=torch.int8, device=groups.device)
+    for rows in chunks(groups, CHUNK):
+        shifted = None if shift is None else shift[rows]
+        codes[rows] = _chunk_codes(groups[rows], part(spread, rows), shifted, tensor_scale)[0].clamp_(*bounds)
+    return codes
 
 
 class _Fused(torch.autograd.Function):
@@ -239,7 +262,7 @@ def _backward(
     totals, (low, high) = [], bounds
     for rows in chunks(groups, CHUNK):
         step, gradient = part(spread, rows), outer[rows].float()
-        codes, first = chunk_codes(groups[rows], step, None if shift is None else shift[rows], tensor_scale)
+        codes, first = _chunk_codes(groups[rows], step, None if shift is None else shift[rows], tensor_scale)
         inner = torch.ops.aten.hardtanh_backward(gradient, codes, low - 0.5, high + 0.5)
         if by_tensor is not None:
             by_tensor[rows] = inner

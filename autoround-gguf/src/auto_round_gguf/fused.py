@@ -61,6 +61,7 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor |
     return codes if minimum is None else codes.add_(minimum)
 
 
+@compilable
 def quantize(groups: torch.Tensor, grid: Grid, v: torch.Tensor | None, kind: BlockType) -> torch.Tensor:
     """The codes of groups [groups, group size], int8 for signed types and uint8 otherwise."""
     codes = torch.empty(groups.shape, dtype=torch.int8 if kind.signed else torch.uint8, device=groups.device)

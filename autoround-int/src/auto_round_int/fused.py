@@ -20,7 +20,7 @@ import torch
 from auto_round.data_type.kernels import chunks, compilable
 from auto_round_int.grid import CHUNK, Factor, Grid, Grouping, Scales, Settings, dequantize, wide_codes, widened
 
-__all__ = ["offset", "quantize_dequantize"]
+__all__ = ["encode_groups", "offset", "quantize_dequantize"]
 
 
 def quantize_dequantize(
@@ -83,6 +83,30 @@ def _round(
             codes.clamp_(low, high)
         out[rows] = dequantize(codes, scale[rows], zero)
     return out, kept
+
+
+@compilable
+def encode_groups(
+    groups: torch.Tensor,
+    shift: torch.Tensor | None,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    bounds: tuple[int, int],
+) -> torch.Tensor:
+    """The codes of groups [groups, group size]: uint8, or int8 where they have a sign.
+
+    Args:
+        shift: v, float32, shaped like the groups, or None for zero.
+        scale, zero_point: float32 [groups, 1].
+        bounds: the least and the largest code.
+    """
+    low, high = bounds
+    codes = torch.empty(groups.shape, dtype=torch.uint8 if low == 0 else torch.int8, device=groups.device)
+    for rows, wide in widened(groups):
+        zero = None if zero_point is None else zero_point[rows]
+        moved = None if shift is None else shift[rows]
+        codes[rows] = wide_codes(wide, scale[rows], zero, moved, low, high)
+    return codes
 
 
 class _Fused(torch.autograd.Function):

@@ -10,8 +10,8 @@ import torch
 
 from auto_round.data_type import Codes, DataType, Kernel
 from auto_round.data_type.grouping import group_count, groups_stack
-from auto_round_int.fused import offset
-from auto_round_int.grid import Grid, Grouping, Settings, dequantize, wide_codes, widened
+from auto_round_int.fused import encode_groups, offset
+from auto_round_int.grid import Grid, Grouping, Settings, dequantize, widened
 from auto_round_int.kernel_cpu import int4_kernel
 
 if TYPE_CHECKING:
@@ -55,14 +55,10 @@ class IntegerDataType(DataType):
             raise TypeError(f"{self.name}.encode takes no {', '.join(map(repr, offers))}")
         with torch.no_grad():
             grouping = Grouping(weight, scheme.group_size)
-            groups, (low, high) = grouping.groups, self.grid.bounds(scheme.bits)
+            groups, bounds = grouping.groups, self.grid.bounds(scheme.bits)
             scales = self.grid.scales(groups, min_scale, max_scale, settings)
-            scale, zero_point, shift = scales.scale.float(), scales.zero_point, offset(v, groups)
-            codes = torch.empty(groups.shape, dtype=torch.uint8 if low == 0 else torch.int8, device=groups.device)
-            for rows, wide in widened(groups):
-                zero = None if zero_point is None else zero_point[rows]
-                moved = None if shift is None else shift[rows]
-                codes[rows] = wide_codes(wide, scale[rows], zero, moved, low, high)
+            zero_point = scales.zero_point
+            codes = encode_groups(groups, offset(v, groups), scales.scale.float(), zero_point, bounds)
         shape = (weight.shape[0], weight.shape[1])
         across = 1 if scheme.group_size == 0 else scales.scale.shape[0] // shape[0]
         tensors = {"codes": grouping.revert(codes), "scale": scales.scale.reshape(-1, across)}

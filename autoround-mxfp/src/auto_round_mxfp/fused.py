@@ -22,15 +22,14 @@ from typing import Any
 
 import torch
 
-from auto_round.data_type.kernels import at_once, chunks, compilable
+from auto_round.data_type.kernels import chunks, compilable
 from auto_round.data_type.straight import straight_through
-from auto_round_mxfp.at_once import round_at_once
-from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings, rounded_blocks
+from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings
 from auto_round_mxfp.elements import Element
 from auto_round_mxfp.exponents import LIMIT, exponent_of, power_of_two, wide_exponents
-from auto_round_mxfp.in_place import round_in_place
+from auto_round_mxfp.kernels import round_blocks
 
-__all__ = ["quantize_dequantize"]
+__all__ = ["offset", "quantize_dequantize"]
 
 
 def quantize_dequantize(
@@ -50,17 +49,15 @@ def quantize_dequantize(
 def _forward(
     grouping: Grouping, v: torch.Tensor | float, max_scale: Factor, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rounded tensor, and exponents and largest magnitudes of its blocks."""
     groups = grouping.groups
-    found = (round_at_once if at_once(groups) else round_in_place)(groups, v, max_scale, settings)
-    if found is not None:
-        return grouping.revert(found[0]), found[1], found[2]
-    out = torch.empty_like(groups)
-    exponents = torch.empty(len(groups), dtype=torch.int32, device=groups.device)
-    largest = torch.empty(len(groups), dtype=torch.float32, device=groups.device)
-    for blocks in rounded_blocks(groups, v, max_scale, settings):
-        out[blocks.rows] = blocks.elements.mul_(power_of_two(blocks.exponents).unsqueeze(-1))
-        exponents[blocks.rows], largest[blocks.rows] = blocks.exponents, blocks.largest
-    return grouping.revert(out), exponents, largest
+    rounded, exponents, largest = round_blocks(groups, offset(v, groups), max_scale, settings)
+    return grouping.revert(rounded).to(grouping.dtype), exponents, largest
+
+
+def offset(v: torch.Tensor | float, groups: torch.Tensor) -> torch.Tensor | float:
+    """The learnt offset shaped like the groups, or the one number that it is."""
+    return v.detach().reshape(groups.shape) if isinstance(v, torch.Tensor) else v
 
 
 def _learns(factor: Factor) -> bool:
@@ -111,10 +108,16 @@ class _Fused(torch.autograd.Function):
         wants_weight, wants_v, wants_max = ctx.needs_input_grad[:3]
         outer, inner = Grouping(gradients[0], settings.group_size), Grouping(tensor, settings.group_size)
         rounded = Grouping(kept, settings.group_size).groups
-        shift = v.detach().reshape(inner.groups.shape) if isinstance(v, torch.Tensor) else v
         scales, inverses = (power_of_two(of).unsqueeze(-1) for of in (exponents, -exponents))
         by_weight, by_v, by_scale = _backward(
-            outer.groups, inner.groups, rounded, scales, inverses, shift, settings.element, ctx.needs_input_grad[:3]
+            outer.groups,
+            inner.groups,
+            rounded,
+            scales,
+            inverses,
+            offset(v, inner.groups),
+            settings.element,
+            ctx.needs_input_grad[:3],
         )
         by_max = None
         if wants_max:

@@ -15,12 +15,13 @@ from auto_round.data_type import Bounds, Codes, DataType
 from auto_round.data_type.grouping import group_count, groups_stack
 from auto_round.data_type.kernels import chunks
 from auto_round.errors import SchemeError
-from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings, rounded_blocks
+from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings
 from auto_round_mxfp.elements import SCALE_BIAS, Element, ScaleRule, element_values
 from auto_round_mxfp.exponents import power_of_two
-from auto_round_mxfp.fused import quantize_dequantize
+from auto_round_mxfp.fused import offset, quantize_dequantize
+from auto_round_mxfp.kernels import encode_blocks
 from auto_round_mxfp.names import DATA_TYPES, Name
-from auto_round_mxfp.rounding import codes_of, values_of
+from auto_round_mxfp.rounding import values_of
 from auto_round_mxfp.runtimes import RUNTIMES
 from auto_round_mxfp.search import searched_scale
 
@@ -121,11 +122,8 @@ class Microscaling(DataType):
         with torch.no_grad():
             grouping = Grouping(weight, scheme.group_size)
             groups = grouping.groups
-            codes = torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-            scale = torch.empty(len(groups), dtype=torch.uint8, device=groups.device)
-            for blocks in rounded_blocks(groups, v, max_scale, settings):
-                codes[blocks.rows] = codes_of(blocks.elements, settings.element)
-                scale[blocks.rows] = blocks.exponents + SCALE_BIAS
+            codes, exponents = encode_blocks(groups, offset(v, groups), max_scale, settings)
+            scale = (exponents + SCALE_BIAS).to(torch.uint8)
         across = 1 if scheme.group_size == 0 else len(scale) // shape[0]
         tensors = {"codes": grouping.revert(codes), "scale": scale.reshape(-1, across)}
         return Codes(self.name, scheme, shape, weight.dtype, tensors)

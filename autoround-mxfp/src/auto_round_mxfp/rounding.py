@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding to the values of an element format, and between those values and their codes.
-
-Adding a large enough power of two to a float32 makes its last bit as coarse as the grid; the addition itself rounds,
-half to even, and subtracting the power again is exact. With `p` the exponent of x, not below that of the smallest
-normal value, and `m` the bits of the mantissa, the steps of the grid around x are 2^(p - m) and the power is
-2^(23 + p - m). One and a half times it serves both signs. No logarithm, no comparison.
-"""
+"""Rounding to the values of an element format, and between those values and their codes."""
 
 from __future__ import annotations
 
@@ -13,16 +7,16 @@ import functools
 
 import torch
 
-from auto_round.data_type.binades import powers_below
-from auto_round_mxfp.elements import Element, element_values
+from auto_round.data_type.minifloats import minifloat_codes, round_to_minifloat_
+from auto_round_mxfp.elements import E4M3, E5M2, Element, element_values
 
-__all__ = ["EXPONENT_FIELD", "FRACTION_BITS", "codes_of", "round_to_grid", "values_of"]
+__all__ = ["codes_of", "round_to_grid", "values_of"]
 
-EXPONENT_FIELD = 0x7F800000
-FRACTION_BITS = 23
+WHOLE = 1.5 * 2**23
+"""A number near which float32 holds whole numbers only: adding it rounds half to even, subtracting it is exact."""
 
-HALF_FRACTION_BITS, HALF_SMALLEST_EXPONENT = 10, -14
-"""Of float16."""
+OF_TORCH = {E4M3: torch.float8_e4m3fn, E5M2: torch.float8_e5m2}
+"""Elements that torch has as dtypes, so that casts of their values are their codes."""
 
 
 def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> torch.Tensor:
@@ -36,33 +30,24 @@ def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> t
         x; zeros are positive, NaN stays NaN.
     """
     x.clamp_(-element.max, element.max)
-    coarse = FRACTION_BITS - element.mantissa_bits
     if element.whole:
-        return x.add_(1.5 * 2**coarse).sub_(1.5 * 2**coarse)
-    powers, factor = powers_below(x, element.smallest_exponent, element.max, scratch), 1.5 * 2**coarse
-    return x.add_(powers, alpha=factor).sub_(powers, alpha=factor)
+        coarse = WHOLE * 2**-element.mantissa_bits
+        return x.add_(coarse).sub_(coarse)
+    return round_to_minifloat_(x, element.mantissa_bits, element.smallest_exponent, element.max, scratch)
 
 
 def codes_of(values: torch.Tensor, element: Element) -> torch.Tensor:
     """The codes of values that lie on the grid, uint8: two's complement of whole numbers, else sign and magnitude.
 
-    A float16 has five bits of exponent, more than any element: a value times the power of two that makes the smallest
-    normal one of its format the smallest normal float16 has the bits of its code in the upper bits of that float16,
-    values below the normal ones included. In halves of the size every step also takes half as long.
-
     Args:
-        values: float32, contiguous.
+        values: float32, contiguous, overwritten.
     """
     if element.whole:
-        coarse = FRACTION_BITS - element.mantissa_bits
-        lowest = (values + 1.5 * 2**coarse).view(torch.int32).bitwise_and_((1 << element.bits) - 1)
-        return lowest.to(torch.uint8)
-    moved = values * 2.0 ** (HALF_SMALLEST_EXPONENT - element.smallest_exponent)
-    bits = moved.to(torch.float16).view(torch.int16)
-    sign = 1 << (element.bits - 1)
-    signs = (bits >> (16 - element.bits)).bitwise_and_(sign)
-    magnitudes = (bits >> (HALF_FRACTION_BITS - element.mantissa_bits)).bitwise_and_(sign - 1)
-    return magnitudes.bitwise_or_(signs).to(torch.uint8)
+        lowest = (values + WHOLE * 2**-element.mantissa_bits).view(torch.int32)
+        return lowest.bitwise_and_((1 << element.bits) - 1).to(torch.uint8)
+    if element in OF_TORCH:
+        return values.to(OF_TORCH[element]).view(torch.uint8)
+    return minifloat_codes(values, element.bits, element.mantissa_bits, element.smallest_exponent)
 
 
 def values_of(codes: torch.Tensor, element: Element) -> torch.Tensor:

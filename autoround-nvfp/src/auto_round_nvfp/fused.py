@@ -154,7 +154,7 @@ def _backward(
         inner = torch.ops.aten.hardtanh_backward(gradient, twice, -end - 0.5, end + 0.5)
         if wants_step:
             total = twice.clamp_(-end, end).mul_(gradient).sum(-1).div_(2.0)
-            total -= torch.mul(inner, groups[rows], out=twice).sum(-1).div_(divisor[rows, 0])
+            total -= twice.copy_(groups[rows]).mul_(inner).sum(-1).div_(divisor[rows, 0])
             by_step[rows] = total
         if by_weight is not None:
             by_weight[rows] = inner

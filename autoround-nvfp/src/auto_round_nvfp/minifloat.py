@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from auto_round.data_type.binades import powers_below
+from auto_round.data_type.minifloats import minifloat_codes, round_to_minifloat_
 
 __all__ = ["E4M3", "LARGEST_E2M1", "UE5M3", "ScaleFormat", "e2m1_codes", "e2m1_values", "round_e2m1_"]
 
@@ -26,39 +26,18 @@ LARGEST_E2M1 = 6.0
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
-def round_float_(
-    x: torch.Tensor, mantissa_bits: int, least_exponent: int, largest: float, scratch: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Round float32 values in place to so many mantissa bits, with subnormals below `2^least_exponent`.
-
-    With 2^e the power of two below |x|, at least 2^least_exponent, the spacing of the rounded values is 2^(e - m).
-    Adding M = 1.5 2^(23 - m) 2^e, whose own spacing is just that, makes the adder do the rounding; subtracting M is
-    exact. A zero comes out positive. Values are below the first power of two above `largest`,
-    and that is below 2^100.
-
-    Args:
-        scratch: float32, of the shape of x, overwritten; None makes one.
-    """
-    power = powers_below(x, least_exponent, largest, scratch)
-    factor = 1.5 * 2.0 ** (23 - mantissa_bits)
-    return x.add_(power, alpha=factor).sub_(power, alpha=factor)
-
-
 def round_e2m1_(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
     """Round float32 values below 7 in size, the last that come out as at most 6, to E2M1, in place."""
-    return round_float_(x, 1, 0, LARGEST_E2M1, scratch)
+    return round_to_minifloat_(x, 1, 0, LARGEST_E2M1, scratch)
 
 
 def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
     """E2M1 values to their codes: uint8, the magnitude's place 0 to 7 in the table above, plus 8 if negative.
 
-    The smallest normal float16 is 2^-14, that of E2M1 is 1: times the one, a value has the bits of its code in those of
-    the float16, 0.5 among the numbers below the normal ones.
+    Args:
+        values: float32, contiguous; no -0.0, whose code is never stored.
     """
-    moved = (values * 2.0**-14).add_(0.0)  # which turns -0.0, whose code is never stored, into 0.0
-    bits = moved.to(torch.float16).view(torch.int16)
-    signs = (bits >> 12).bitwise_and_(8)
-    return (bits >> 9).bitwise_and_(7).bitwise_or_(signs).to(torch.uint8)
+    return minifloat_codes(values, 4, 1, 0)
 
 
 def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
@@ -89,7 +68,7 @@ class ScaleFormat(ABC):
 
     def rounded(self, scale: torch.Tensor) -> torch.Tensor:
         """What `load` makes of what `store` makes of scales that are not negative, several times faster on a CPU."""
-        return round_float_(scale.float().clamp(0.0, self.largest), 3, self.least_exponent, self.largest)
+        return round_to_minifloat_(scale.float().clamp(0.0, self.largest), 3, self.least_exponent, self.largest)
 
     @abstractmethod
     def load(self, stored: torch.Tensor) -> torch.Tensor:

@@ -21,10 +21,10 @@ from auto_round_nvfp.blocks import (
     Grouping,
     Settings,
     global_scale_of,
-    scaled,
 )
 from auto_round_nvfp.fused import offset, quantize_dequantize
-from auto_round_nvfp.minifloat import E4M3, LARGEST_E2M1, UE5M3, e2m1_codes, e2m1_values, round_e2m1_
+from auto_round_nvfp.minifloat import E4M3, UE5M3, e2m1_values
+from auto_round_nvfp.rounding import encode_groups
 from auto_round_nvfp.search import search_scales
 
 if TYPE_CHECKING:
@@ -103,18 +103,15 @@ class BlockScaledFloat(DataType):
         with torch.no_grad():
             grouping = Grouping(weight, scheme.group_size)
             groups = grouping.groups
-            scales, shift = self.block_scale.scales(groups, max_scale, settings), offset(v, groups)
-            divisor, codes = scales.divisor, torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-            for rows in chunks(groups, CHUNK):
-                x = scaled(groups[rows], divisor[rows], None if shift is None else shift[rows])
-                codes[rows] = e2m1_codes(round_e2m1_(x.clamp_(-LARGEST_E2M1, LARGEST_E2M1)))
+            shift = offset(v, groups)
+            codes, block, tensor_scale = encode_groups(self.block_scale, groups, shift, max_scale, settings)
         shape = (weight.shape[0], weight.shape[1])
         across = 1 if scheme.group_size == 0 else groups.shape[0] // shape[0]
-        stored = self.block_scale.format.store(scales.block)
+        stored = self.block_scale.format.store(block)
         tensors = {"codes": grouping.revert(codes), "scale": stored.reshape(-1, across)}
-        if scales.tensor is not None:
+        if tensor_scale is not None:
             # A copy: layers that share the scale do not share storage, which no file could keep.
-            tensors["global_scale"] = scales.tensor.reshape(1).clone()
+            tensors["global_scale"] = tensor_scale.reshape(1).clone()
         return Codes(self.name, scheme, shape, weight.dtype, tensors)
 
     def decode(self, codes: Codes) -> torch.Tensor:

@@ -29,7 +29,7 @@ _wanted: ContextVar[bool] = ContextVar("kernels_compiled", default=False)
 
 def at_once(tensor: torch.Tensor) -> bool:
     """Whether kernels called now take all of a tensor at once: where that is not on a CPU, or compiled."""
-    return tensor.device.type != "cpu" or _wanted.get()
+    return tensor.device.type != "cpu" or torch.compiler.is_compiling() or _wanted.get()
 
 
 def chunks(tensor: torch.Tensor, numbers: int) -> Iterator[slice]:
@@ -56,7 +56,7 @@ def compilable(kernel: Callable[Given, Found]) -> Callable[Given, Found]:
 
     @functools.wraps(kernel)
     def called(*args: Given.args, **named: Given.kwargs) -> Found:
-        if not _wanted.get() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not _wanted.get():  # part of another kernel, or left as it stands
             return kernel(*args, **named)
         with torch.no_grad():
             return compiled()(*args, **named)

@@ -14,7 +14,7 @@ def largest_magnitudes(groups: torch.Tensor, over: tuple[int, ...], numbers: int
     """The largest magnitude of each group.
 
     Read as whole numbers, bits of magnitudes are in the order of magnitudes, NaN above all, and a CPU finds the
-    largest several times faster. It is no kernel: compiled it takes twice as long for groups of 16 or 32.
+    largest several times faster. Compiled code takes bits one by one, and compares floats.
 
     Args:
         groups: floats of 16 or 32 bits.
@@ -25,6 +25,8 @@ def largest_magnitudes(groups: torch.Tensor, over: tuple[int, ...], numbers: int
     Returns:
         float32.
     """
+    if torch.compiler.is_compiling():
+        return groups.float().abs().amax(over, keepdim=True)
     word = torch.int16 if groups.dtype.itemsize == 2 else torch.int32
     words, found = groups.view(word), []
     room = torch.empty(0, dtype=word)

@@ -38,11 +38,12 @@ class CompiledTests(Declared):
     def test_compiled_weights_and_gradients_are_the_same(
         self, data_type: DataType, scheme: QuantizationScheme, search: bool
     ) -> None:
-        """Weights, and gradients of each by itself, to the last bit."""
+        """Weights, what is stored of them, and gradients of each by itself, to the last bit."""
         for shape in self.shapes:  # the second one is of other sizes, for which kernels are compiled again
             weight = weight_like(shape, torch.bfloat16)
             outer = weight_like(shape, torch.bfloat16, 1)
             found: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+            stored: list[dict[str, torch.Tensor]] = []
             for compiled in (False, True):
                 layer = self.layer(data_type, scheme, weight, search=search)
                 layer.make_learnable(minmax=True)
@@ -53,8 +54,13 @@ class CompiledTests(Declared):
                 with kernels_compiled() if compiled else nullcontext():
                     rounded = layer.quantized_weight()
                     gradients = torch.autograd.grad(rounded, list(layer.learnt.values()), outer)
+                    codes = layer.finish().codes
+                stored.append(dict(codes.tensors) if codes is not None else {})
                 found.append((rounded.detach(), dict(zip(layer.learnt, gradients, strict=True))))
             (rounded, gradients_of), (compiled_rounded, compiled_gradients) = found
+            for name, tensor in stored[0].items():
+                same = torch.equal(stored[1][name].view(torch.uint8), tensor.view(torch.uint8))
+                assert same, f"compiled, the {name} of its codes are others."
             assert torch.equal(compiled_rounded, rounded), "compiled, weights are rounded otherwise."
             for name, gradient in gradients_of.items():
                 close = 0.0 if name == "v" else SUMS * gradient.abs().max().item()
