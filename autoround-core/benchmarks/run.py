@@ -74,6 +74,8 @@ def main() -> None:
     show(sys.executable, "step.py", *cases("step"))
     if args.quick:
         return
+    for case in {name.partition("@")[0]: name for name in reversed(cases("rounding"))}.values():
+        show(sys.executable, "rounding.py", "--compile", case)  # each by itself: forms of a kernel are few in a process
     show(sys.executable, "step.py", "--shape", LARGE, "--steps", "4", *cases("step_large"))
     show(sys.executable, "step.py", "--shape", LARGE, "--steps", "8", "--compile", *cases("step_large"))
     known = ("--known", args.known) if args.known else ()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from auto_round.data_type.minifloats import minifloat_codes, round_to_minifloat_
+from auto_round.data_type.minifloats import minifloat_codes, minifloat_values, round_to_minifloat_
 
 # The dtype, bits, bits of the mantissa, exponent of the smallest normal value, largest value.
 FORMATS = (
@@ -51,6 +51,16 @@ def test_rounding_and_codes(found):
     assert not rounded[rounded == 0].signbit().any()
     codes = torch.from_numpy(np.where(wanted.numpy() == 0, 0, cast.view(np.uint8)))  # one zero
     assert torch.equal(minifloat_codes(rounded, bits, mantissa_bits, smallest_exponent), codes)
+
+
+@pytest.mark.parametrize("found", FORMATS[:3], ids=lambda f: f[0].__name__)
+def test_values_of_codes(found):
+    dtype, bits, mantissa_bits, smallest_exponent, _ = found
+    codes = np.arange(1 << bits, dtype=np.uint8)
+    values = minifloat_values(torch.from_numpy(codes), bits, mantissa_bits, smallest_exponent)
+    wanted = torch.from_numpy(codes.view(dtype).astype(np.float32))
+    assert torch.equal(values, wanted)
+    assert torch.equal(values.signbit(), wanted.signbit())
 
 
 @BY_NAME

@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from auto_round.data_type.minifloats import minifloat_codes, round_to_minifloat_
+from auto_round.data_type.minifloats import minifloat_codes, minifloat_values, round_to_minifloat_
 from auto_round_mxfp.elements import E4M3, E5M2, Element, element_values
 
 __all__ = ["codes_of", "round_to_grid", "values_of"]
@@ -51,7 +51,9 @@ def codes_of(values: torch.Tensor, element: Element) -> torch.Tensor:
 
 
 def values_of(codes: torch.Tensor, element: Element) -> torch.Tensor:
-    """The values of codes, float32, of the same shape."""
+    """The values of codes, float32, of the same shape; codes that are none are NaN or infinite."""
+    if not element.whole and element not in OF_TORCH:
+        return minifloat_values(codes, element.bits, element.mantissa_bits, element.smallest_exponent)
     table = _table(element, codes.device)
     return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
 

@@ -17,13 +17,11 @@ from typing import ClassVar
 
 import torch
 
-from auto_round.data_type.minifloats import minifloat_codes, round_to_minifloat_
+from auto_round.data_type.minifloats import minifloat_codes, minifloat_values, round_to_minifloat_
 
 __all__ = ["E4M3", "LARGEST_E2M1", "UE5M3", "ScaleFormat", "e2m1_codes", "e2m1_values", "round_e2m1_"]
 
 LARGEST_E2M1 = 6.0
-
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def round_e2m1_(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,9 +40,7 @@ def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
 
 def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
     """Codes 0 to 15 to E2M1 values, float32; code 8 is -0.0."""
-    table = torch.tensor(_E2M1 + tuple(-value for value in _E2M1), device=codes.device)
-    # Three times as fast as indexing with square brackets on a CPU.
-    return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
+    return minifloat_values(codes, 4, 1, 0)
 
 
 class ScaleFormat(ABC):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floats of few bits, held in float32: rounding to them, and their codes.
+"""Floats of few bits, held in float32: rounding to them, their codes, and back.
 
 Adding a large enough number to a float32 makes its last bit as coarse as a grid is; the addition itself rounds, half to
 even, and subtracting the number again is exact. With 2^e the power of two below |x|, at least that of the smallest
@@ -14,7 +14,7 @@ import torch
 
 from auto_round.data_type.binades import powers_below
 
-__all__ = ["minifloat_codes", "round_to_minifloat_"]
+__all__ = ["minifloat_codes", "minifloat_values", "round_to_minifloat_"]
 
 FRACTION_BITS = 23
 """Of float32."""
@@ -78,3 +78,19 @@ def minifloat_codes(values: torch.Tensor, bits: int, mantissa_bits: int, smalles
     above = HALF_FRACTION_BITS - mantissa_bits  # where the code begins; its sign is at the other end of the float16
     codes = halves.bitwise_right_shift_(above).to(torch.uint8).bitwise_and_(sign - 1)
     return codes.bitwise_or_(halves.bitwise_right_shift_(16 - bits - above).to(torch.uint8).bitwise_and_(sign))
+
+
+def minifloat_values(codes: torch.Tensor, bits: int, mantissa_bits: int, smallest_exponent: int) -> torch.Tensor:
+    """Undo `minifloat_codes`, for formats all of whose codes are numbers.
+
+    Args:
+        codes: uint8, below 2^bits.
+
+    Returns:
+        float32, of the same shape; a code with nothing but a sign is -0.0.
+    """
+    sign = 1 << (bits - 1)
+    halves = codes.to(torch.int16)
+    signs = (halves << (16 - bits)).bitwise_and_(-(1 << 15))
+    halves.bitwise_and_(sign - 1).bitwise_left_shift_(HALF_FRACTION_BITS - mantissa_bits).bitwise_or_(signs)
+    return halves.view(torch.float16).float().mul_(2.0 ** (smallest_exponent - HALF_SMALLEST_EXPONENT))
