@@ -20,6 +20,7 @@ from timing import turns
 
 from auto_round.data_type.kernels import kernels_compiled
 from auto_round.plugins import default_registry
+from auto_round.run.allocator import freed_memory_kept
 from auto_round.schemes import QuantizationScheme
 
 PARTS = ("round", "search", "encode", "pack", "unpack", "decode")
@@ -59,6 +60,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("schemes", nargs="+")
     args = parser.parse_args()
+    with freed_memory_kept():
+        pass  # leaves the allocator as it comes to be in any process that has freed large tensors for a while
     weight = torch.randn(args.size, args.size).bfloat16()
     target = torch.empty_like(weight)
     floors = {"copy": lambda: target.copy_(weight), "clone": weight.clone}
