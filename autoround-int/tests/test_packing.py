@@ -94,8 +94,10 @@ def test_a_row_is_one_stream_of_bits(bits, monkeypatch):
     packed = pack_rows(codes, bits)
     assert packed[1].tolist() == [signed(stream >> (32 * i) & 0xFFFFFFFF) for i in range(2 * bits)]
     assert torch.equal(unpack_rows(packed, bits, 64), codes)
-    monkeypatch.setattr("auto_round_int.bits.CHUNK", 5)
+    monkeypatch.setattr("auto_round_int.bits.CHUNK", 40)
     assert torch.equal(pack_rows(codes, bits), packed)
+    middle = 1 << (bits - 1)
+    assert torch.equal(pack_rows((codes.view(torch.int8) - middle).view(torch.uint8), bits, middle), packed)
     assert torch.equal(unpack_rows(packed, bits, 64), codes)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from auto_round_int.packing_gptq import IntegerPacking, codes_of, groups_across, unsigned_parts
+from auto_round_int.packing_gptq import IntegerPacking, codes_of, groups_across, stored_parts, turned_bit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,9 +60,9 @@ class AutoAwq(IntegerPacking):
 
     def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
         """Codes to tensors."""
-        unsigned, zero_points, scales = unsigned_parts(codes, self.name)
+        stored, zero_points, scales = stored_parts(codes, self.name)
         return {
-            "qweight": _pack_columns(unsigned),
+            "qweight": _pack_columns(stored, turned_bit(codes)),
             "qzeros": _pack_columns(zero_points),
             "scales": scales.t().contiguous(),
         }
@@ -80,12 +80,12 @@ class AutoAwq(IntegerPacking):
         return codes_of(unsigned, zero_points, tensors["scales"].t(), data_type, scheme, dtype, self.name)
 
 
-def _pack_columns(values: torch.Tensor) -> torch.Tensor:
-    """uint8 [out, n] to int32 [n, out / 8]."""
+def _pack_columns(values: torch.Tensor, turned: int = 0) -> torch.Tensor:
+    """uint8 [out, n], a bit of each turned and no more than four of them kept, to int32 [n, out / 8]."""
     eights = values.reshape(-1, 8, values.shape[1])
     words = torch.zeros(eights.shape[0], eights.shape[2], dtype=torch.int32, device=values.device)
     for place, channel in enumerate(ORDER):
-        words |= eights[:, channel].int().bitwise_left_shift_(4 * place)
+        words |= (eights[:, channel] ^ turned).bitwise_and_(15).int().bitwise_left_shift_(4 * place)
     return words.t().contiguous()
 
 

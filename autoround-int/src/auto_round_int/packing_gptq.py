@@ -41,7 +41,8 @@ __all__ = [
     "codes_of",
     "group_indices",
     "groups_across",
-    "unsigned_parts",
+    "stored_parts",
+    "turned_bit",
 ]
 
 SYMMETRIC = ("int_sym", "int_sym_gptq")
@@ -101,11 +102,10 @@ class _GptqLayout(IntegerPacking):
     def pack(self, codes: Codes) -> Mapping[str, torch.Tensor]:
         """Codes to tensors."""
         bits = codes.scheme.bits
-        unsigned, zero_points, scales = unsigned_parts(codes, self.name)
-        mask = (1 << bits) - 1
+        stored, zero_points, scales = stored_parts(codes, self.name)
         return {
-            "qweight": pack_rows(unsigned, bits).t().contiguous(),
-            "qzeros": pack_rows((zero_points.t() - self.minus) & mask, bits),
+            "qweight": pack_rows(stored, bits, turned_bit(codes)).t().contiguous(),
+            "qzeros": pack_rows(zero_points.t() - self.minus, bits),
             "scales": scales.t().contiguous(),
         }
 
@@ -176,8 +176,10 @@ def group_indices(scheme: QuantizationScheme, shape: tuple[int, int]) -> torch.T
     return torch.arange(shape[1], dtype=torch.int32) // size
 
 
-def unsigned_parts(codes: Codes, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes from 0 to 2^b - 1 with their zero points, uint8 [out, in] and [out, groups], and float16 scales.
+def stored_parts(codes: Codes, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes as bytes with their zero points, uint8 [out, in] and [out, groups], and float16 scales.
+
+    Where codes are signed the bytes are, too, and zero points are those of codes with `turned_bit` turned.
 
     Raises:
         ContractError: scales that float16 does not hold.
@@ -186,13 +188,15 @@ def unsigned_parts(codes: Codes, name: str) -> tuple[torch.Tensor, torch.Tensor,
     scales = scale.to(torch.float16)
     if scale.dtype != torch.float16 and not torch.equal(scales.to(scale.dtype), scale):
         raise ContractError(f"{name} stores scales as float16 and got {scale.dtype} ones that it would have to round.")
-    stored = codes.tensors["codes"]
-    if "zero_point" in codes.tensors:
-        return stored, codes.tensors["zero_point"], scales
-    middle = 1 << (codes.scheme.bits - 1)
-    # Adding the middle modulo 256 to the byte of a signed code gives the unsigned one.
-    zero_points = torch.full(scales.shape, middle, dtype=torch.uint8, device=scales.device)
-    return stored.view(torch.uint8) + middle, zero_points, scales
+    zero_points = codes.tensors.get("zero_point")
+    if zero_points is None:
+        zero_points = torch.full_like(scales, 1 << (codes.scheme.bits - 1), dtype=torch.uint8)
+    return codes.tensors["codes"].view(torch.uint8), zero_points, scales
+
+
+def turned_bit(codes: Codes) -> int:
+    """The bit that, turned, makes codes from zero on of those that are stored; 0 where they are that already."""
+    return 0 if "zero_point" in codes.tensors else 1 << (codes.scheme.bits - 1)
 
 
 def codes_of(
@@ -204,7 +208,7 @@ def codes_of(
     dtype: torch.dtype,
     name: str,
 ) -> Codes:
-    """Undo `unsigned_parts`.
+    """Codes from 0 to 2^b - 1, zero points and scales to what `stored_parts` takes.
 
     Raises:
         ContractError: a symmetric weight with zero points that are not in the middle.
