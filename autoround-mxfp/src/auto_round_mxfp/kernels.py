@@ -7,6 +7,8 @@ float32; 1 / 2^S is exact, so is 2^S q.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from auto_round.data_type.kernels import chunks, compilable
@@ -36,12 +38,7 @@ def round_blocks(
     exponents, largest = shared_exponents_of(groups, max_scale, settings)
     scale, inverse = (power_of_two(of).unsqueeze(-1) for of in (exponents, -exponents))
     out = torch.empty_like(groups)
-    room: list[torch.Tensor] = []
-    for rows in chunks(groups, CHUNK):
-        if not room:  # made once: fresh memory would cost more than what is done in it
-            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(2)]
-        x, scratch = (buffer[: rows.stop - rows.start] for buffer in room)
-        elements = _elements(groups[rows], _part(shift, rows), inverse[rows], settings.element, x, scratch)
+    for rows, elements in _rounded(groups, shift, inverse, settings.element):
         out[rows] = elements.mul_(scale[rows])
     return out, exponents, largest
 
@@ -54,30 +51,23 @@ def encode_blocks(
     exponents, _ = shared_exponents_of(groups, max_scale, settings)
     inverse = power_of_two(-exponents).unsqueeze(-1)
     codes = torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-    room: list[torch.Tensor] = []
-    for rows in chunks(groups, CHUNK):
-        if not room:
-            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(2)]
-        x, scratch = (buffer[: rows.stop - rows.start] for buffer in room)
-        elements = _elements(groups[rows], _part(shift, rows), inverse[rows], settings.element, x, scratch)
+    for rows, elements in _rounded(groups, shift, inverse, settings.element):
         codes[rows] = codes_of(elements, settings.element)
     return codes, exponents
 
 
-def _elements(
-    groups: torch.Tensor,
-    shift: torch.Tensor | float,
-    inverse: torch.Tensor,
-    element: Element,
-    x: torch.Tensor,
-    scratch: torch.Tensor,
-) -> torch.Tensor:
-    """The q of the formula, in x; scratch is overwritten. Both are float32, shaped like the groups."""
-    x.copy_(groups).mul_(inverse)
-    if isinstance(shift, torch.Tensor) or shift:
-        x.add_(shift)
-    return round_to_grid(x, element, scratch)
-
-
-def _part(shift: torch.Tensor | float, rows: slice) -> torch.Tensor | float:
-    return shift[rows] if isinstance(shift, torch.Tensor) else shift
+def _rounded(
+    groups: torch.Tensor, shift: torch.Tensor | float, inverse: torch.Tensor, element: Element
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The chunks, each with the q of the formula, float32: to work in, and gone with the next one."""
+    room: list[torch.Tensor] = []
+    for rows in chunks(groups, CHUNK):
+        if not room:  # made once: fresh memory would cost more than what is done in it
+            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(2)]
+        x, scratch = (buffer[: rows.stop - rows.start] for buffer in room)
+        x.copy_(groups[rows]).mul_(inverse[rows])
+        if isinstance(shift, torch.Tensor):
+            x.add_(shift[rows])
+        elif shift:
+            x.add_(shift)
+        yield rows, round_to_grid(x, element, scratch)
