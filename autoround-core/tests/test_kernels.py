@@ -73,7 +73,9 @@ def test_the_option_reaches_every_road(compiled, kernel_of_steps, model_dir, reg
 
 def test_chunks_have_about_so_many_numbers_and_compiled_code_takes_all(monkeypatch):
     tensor = torch.zeros(10, 3, 2)
-    assert list(chunks(tensor, 25)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert list(chunks(tensor, 25)) == [slice(0, 5), slice(5, 10)]
+    assert list(chunks(tensor, 15)) == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+    assert list(chunks(tensor, 41)) == [slice(0, 10)]
     assert list(chunks(tensor, 1)) == [slice(row, row + 1) for row in range(10)]
     assert list(chunks(tensor[:0], 25)) == []
     assert list(chunks(tensor.to("meta"), 25)) == [slice(0, 10)]

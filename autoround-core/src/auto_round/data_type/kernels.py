@@ -33,10 +33,14 @@ def at_once(tensor: torch.Tensor) -> bool:
 
 
 def chunks(tensor: torch.Tensor, numbers: int) -> Iterator[slice]:
-    """Slices along the first dimension of about so many numbers; all of it where that is not a CPU, or compiled."""
+    """Slices along the first dimension of about so many numbers; all of it where that is not a CPU, or compiled.
+
+    They are of one size, the last a few rows less: a small rest would take as many calls as the others.
+    """
     rows = tensor.shape[0]
     whole = tensor.device.type != "cpu" or torch.compiler.is_compiling()
-    step = max(rows, 1) if whole else max(1, numbers // max(tensor[:1].numel(), 1))
+    parts = 1 if whole else min(max(round(tensor.numel() / numbers), 1), max(rows, 1))
+    step = max(-(-rows // parts), 1)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
