@@ -7,7 +7,8 @@ and minus infinity where it may not,
     P = softmax(scale Q K^T + M),    O = P V
 
 for some rows of Q at a time, and for no more columns of K than those rows may see: a causal mask leaves about half.
-Nothing of P is kept. The backward pass makes it anew and has, with * and sums by element and row,
+Nothing of P is kept. Keys are scaled once, for they are used again. The backward pass makes P anew and has, with * and
+sums by element and row,
 
     dV = P^T dO,    dP = dO V^T,    dS = P * (dP - sum(P * dP)),    dQ = scale dS K,    dK = scale dS^T Q
 
@@ -131,10 +132,11 @@ class _RowsOfAttention(torch.autograd.Function):
         parts = _parts(query, key, seen)
         # As models go on with it: heads after tokens.
         output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
-        for (q, answer), (k, v) in _together((query, output), (key.contiguous(), value.contiguous())):
+        for (q, answer), (k, v) in _together((query, output), (key, value)):
+            keys, values = k.flatten(0, 1) * scale, v.flatten(0, 1)
             for part in parts:
-                _, p = _probabilities(q, k, part, scale)
-                _put(answer[..., part.rows, :], torch.bmm(p, _columns(v, part)))
+                p = _probabilities(_rows(q, part, len(keys)), _columns(keys, part), part)
+                _put(answer[..., part.rows, :], torch.bmm(p, _columns(values, part)))
         return output
 
     @staticmethod
@@ -143,20 +145,21 @@ class _RowsOfAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         parts = _parts(query, key, ctx.seen)
         found = [torch.empty_like(x) for x in ctx.saved_tensors]
-        of_keys = key.contiguous(), value.contiguous(), *found[1:]
-        for (q, do, dq), (k, v, dk, dv) in _together((query, gradient, found[0]), of_keys):
-            # Sums over parts are of many small numbers: in float32.
-            dk_sum = torch.zeros_like(k, dtype=torch.float32).flatten(0, 1)
-            dv_sum = torch.zeros_like(v, dtype=torch.float32).flatten(0, 1)
-            for part in parts:
-                rows, p = _probabilities(q, k, part, ctx.scale)
-                d = do[..., part.rows, :].reshape(len(p), -1, do.shape[-1])
-                dv_sum[:, part.columns].add_(torch.bmm(p.transpose(1, 2), d))
-                dp = torch.bmm(d, _columns(v, part).transpose(1, 2))
+        for (q, do, dq), (k, v, dk, dv) in _together((query, gradient, found[0]), (key, value, *found[1:])):
+            keys, values = k.flatten(0, 1) * ctx.scale, v.flatten(0, 1)
+            dk_sum = dv_sum = None
+            for part in reversed(parts):  # under a causal mask the last one sees all keys, and begins the sums
+                rows, d = _rows(q, part, len(keys)), _rows(do, part, len(keys))
+                some_keys = _columns(keys, part)
+                p = _probabilities(rows, some_keys, part)
+                dp = torch.bmm(d, _columns(values, part).transpose(1, 2))
                 ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # noqa: SLF001 - what softmax itself calls
-                _put(dq[..., part.rows, :], torch.bmm(ds, _columns(k, part)).mul_(ctx.scale))
-                dk_sum[:, part.columns].add_(torch.bmm(ds.transpose(1, 2), rows))
-            _put(dk, dk_sum)
+                _put(dq[..., part.rows, :], torch.bmm(ds, some_keys))
+                dk_sum = _added(dk_sum, torch.bmm(ds.transpose(1, 2), rows), part, keys.shape[1])
+                dv_sum = _added(dv_sum, torch.bmm(p.transpose(1, 2), d), part, keys.shape[1])
+            assert dk_sum is not None
+            assert dv_sum is not None
+            _put(dk, dk_sum.mul_(ctx.scale))
             _put(dv, dv_sum)
         return (*found, None, None)
 
@@ -186,9 +189,18 @@ def _split(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
+def _rows(x: torch.Tensor, part: _Part, readers: int) -> torch.Tensor:
+    """Queries of a part, or what belongs to them, one matrix for each reader, [readers, heads * rows, ...]."""
+    return x[..., part.rows, :].reshape(readers, -1, x.shape[-1])
+
+
 def _columns(x: torch.Tensor, part: _Part) -> torch.Tensor:
-    """The keys or values of a part, one matrix for each reader, [readers, columns, ...]."""
-    return x.flatten(0, 1)[:, part.columns]
+    """The keys or values of a part, [readers, columns, ...].
+
+    Of a view in bfloat16 every product would make a copy of its own.
+    """
+    some = x[:, part.columns]
+    return some.contiguous() if x.dtype == torch.bfloat16 else some
 
 
 def _put(place: torch.Tensor, matrices: torch.Tensor) -> None:
@@ -196,11 +208,22 @@ def _put(place: torch.Tensor, matrices: torch.Tensor) -> None:
     place.copy_(matrices.view(place.shape))
 
 
-def _probabilities(q: torch.Tensor, k: torch.Tensor, part: _Part, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled queries of a part, [readers, heads * rows, d], and P, [readers, heads * rows, columns]."""
-    some, keys = q[..., part.rows, :], _columns(k, part)
-    rows = torch.mul(some, scale, out=some.new_empty(some.shape)).view(len(keys), -1, some.shape[-1])
+def _added(total: torch.Tensor | None, matrices: torch.Tensor, part: _Part, keys: int) -> torch.Tensor:
+    """What the keys of a part get, [readers, columns, ...], added to a sum over parts, [readers, keys, ...].
+
+    It is of many small numbers: float32.
+    """
+    if total is None:
+        if matrices.shape[1] == keys:
+            return matrices.float()
+        total = matrices.new_zeros(len(matrices), keys, matrices.shape[-1], dtype=torch.float32)
+    total[:, part.columns].add_(matrices)
+    return total
+
+
+def _probabilities(rows: torch.Tensor, keys: torch.Tensor, part: _Part) -> torch.Tensor:
+    """P of the queries of a part, [readers, heads * rows, columns], from those and scaled keys."""
     scores = torch.bmm(rows, keys.transpose(1, 2))
     if part.bias.numel():
         scores.view(len(keys), -1, *part.bias.shape[:1], scores.shape[-1])[..., part.hidden].add_(part.bias)
-    return rows, torch.softmax(scores, -1)
+    return torch.softmax(scores, -1)
