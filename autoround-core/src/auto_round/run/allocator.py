@@ -67,11 +67,33 @@ def _allocating(*settings: tuple[int, int]) -> Iterator[None]:
         give_back_freed_memory()
 
 
-def give_back_freed_memory() -> None:
-    """Return what is free to the system, so that a peak is that of one part of the work and not of all of them."""
+def give_back_freed_memory(*, beyond: int = 0) -> None:
+    """Return what is free to the system, so that a peak is that of one part of the work and not of all of them.
+
+    Args:
+        beyond: bytes that may stay: nothing is returned while no more are free. What is taken again in the next step
+            has to be cleared again.
+    """
     library = _glibc()
-    if library is not None:
+    if library is not None and _free(library) >= beyond:
         library.malloc_trim(0)
+
+
+class _Told(ctypes.Structure):
+    """What glibc tells of its memory in bytes, see mallinfo2(3)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                 "keepcost")]  # fmt: skip
+
+
+def _free(library: Any) -> float:
+    """Bytes that are kept and in no use; endless where that is not told."""
+    if not hasattr(library, "mallinfo2"):  # before glibc 2.33
+        return float("inf")
+    library.mallinfo2.restype = _Told
+    free: int = library.mallinfo2().fordblks
+    return free
 
 
 def _glibc() -> Any:
