@@ -15,6 +15,7 @@ from transformers import (
     RwkvConfig,
 )
 
+from auto_round.calibration import observer as observer_module
 from auto_round.calibration.inputs import capture_block_inputs
 from auto_round.calibration.observer import InputObserver
 from auto_round.errors import ModelError
@@ -81,6 +82,25 @@ def test_a_model_that_skips_blocks_is_refused():
     model.config.num_hidden_layers = 2
     with pytest.raises(ModelError, match="ran 2 of its 3 blocks"):
         capture_block_inputs(model, "model.layers", torch.ones(2, 4, dtype=torch.int64), batch_size=2)
+
+
+@torch.no_grad()
+def test_what_layers_are_fed_alike_is_squared_once(monkeypatch):
+    monkeypatch.setattr(observer_module, "PIECE", 12)  # two tokens at a time
+    linears = {name: torch.nn.Linear(6, 3) for name in ("q", "k", "other", "changed")}
+    watched = InputObserver(linears, set(linears), ())
+    x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    with watched.watching():
+        for name in ("q", "k"):
+            linears[name](x)
+        linears["other"](other)
+        linears["changed"](other.mul_(2.0))
+    assert watched.sums["k"] is watched.sums["q"]
+    assert watched.sums["other"] is not watched.sums["q"]
+    expected = x.double().square().sum((0, 1))
+    for name, factor in (("q", 1.0), ("other", 1.0), ("changed", 4.0)):
+        torch.testing.assert_close(watched.sums[name].double(), factor * expected, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()

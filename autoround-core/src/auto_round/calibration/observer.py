@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from auto_round.data_type.untouched import writes_into
 from auto_round.run.ranks import Ranks
 
 __all__ = ["InputObserver"]
@@ -20,6 +21,9 @@ __all__ = ["InputObserver"]
 
 KEPT = 1024
 """Tokens of the first batch whose inputs are kept where some are."""
+
+PIECE = 1 << 18
+"""Numbers squared at a time: float32 copies of them stay in a CPU's caches."""
 
 
 class InputObserver:
@@ -50,6 +54,7 @@ class InputObserver:
         self.lows: dict[str, torch.Tensor] = {}
         self.highs: dict[str, torch.Tensor] = {}
         self.mask: torch.Tensor | None = None
+        self._squares = _Squares()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -60,6 +65,7 @@ class InputObserver:
         finally:
             for handle in handles:
                 handle.remove()
+            self._squares = _Squares()
 
     def _hook(self, name: str) -> Any:
         @torch.no_grad()
@@ -72,7 +78,7 @@ class InputObserver:
                 return
             self.tokens[name] = self.tokens.get(name, 0) + x.numel() // x.shape[-1]
             if name in self._importance:
-                squares = x.reshape(-1, x.shape[-1]).float().square().sum(0)
+                squares = self._squares.of(args[0], self.mask, x)
                 self.sums[name] = self.sums[name] + squares if name in self.sums else squares
             if name in self._ranges:
                 low, high = (end.float() for end in torch.aminmax(x))
@@ -99,3 +105,28 @@ class InputObserver:
             device = self.layers[name].weight.device
             self.lows[name] = ranks.least(self.lows.get(name, torch.zeros(())).cpu()).to(device)
             self.highs[name] = ranks.most(self.highs.get(name, torch.zeros(())).cpu()).to(device)
+
+
+class _Squares:
+    """Sums of squares of inputs, computed once where layers are fed the same one after the other."""
+
+    def __init__(self) -> None:
+        self._last: torch.Tensor | None = None
+        self._told: tuple[int, torch.Tensor | None] = 0, None
+        self._sums = torch.empty(0)
+
+    def of(self, given: torch.Tensor, mask: torch.Tensor | None, counted: torch.Tensor) -> torch.Tensor:
+        """Over the tokens that count, float32 [in_features].
+
+        Args:
+            given: what the layer was called with.
+            mask: which tokens of the batch count.
+            counted: the tokens of `given` that do, [..., in_features].
+        """
+        writes, of_mask = self._told
+        if self._last is not given or writes != writes_into(given) or of_mask is not mask:
+            tokens = counted.reshape(-1, counted.shape[-1])
+            rows = len(tokens) if tokens.device.type != "cpu" else max(1, PIECE // tokens.shape[1])
+            self._sums = torch.stack([part.float().square().sum(0) for part in tokens.split(rows)]).sum(0)
+            self._last, self._told = given, (writes_into(given), mask)
+        return self._sums
