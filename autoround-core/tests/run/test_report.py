@@ -17,6 +17,8 @@ def test_the_error_by_hand():
     assert relative_error(weight, rounded, None) == pytest.approx(1 / 6)
     assert relative_error(weight, rounded, torch.tensor([1.0, 0.0])) == 0.0
     assert relative_error(weight, rounded, torch.tensor([1.0, 2.0])) == pytest.approx(2 / 8)
+    turned = weight.T.contiguous().T  # columns lie one behind the other
+    assert relative_error(turned, rounded, torch.tensor([1.0, 2.0])) == pytest.approx(2 / 8)
     assert relative_error(torch.zeros(2, 2), torch.zeros(2, 2), None) == 0.0
 
 

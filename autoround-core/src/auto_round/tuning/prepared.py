@@ -112,13 +112,17 @@ def relative_error(weight: torch.Tensor, rounded: torch.Tensor, importance: torc
         weight, rounded: [out_features, in_features].
         importance: float32 [in_features].
     """
-    h = torch.ones(weight.shape[1], dtype=torch.float32, device=weight.device) if importance is None else importance
+    root = None if importance is None else importance.sqrt()
     whole = wrong = 0.0
     rows = max(1, PIECE // weight.shape[1])
     for before, after in zip(weight.split(rows), rounded.split(rows), strict=True):
-        exact = before.float()
-        wrong += ((after.float() - exact).square_() @ h).double().sum().item()
-        whole += (exact.square() @ h).double().sum().item()
+        exact = before.to(torch.float32, copy=True)
+        off = after.to(torch.float32, copy=True).sub_(exact)
+        if root is not None:
+            exact.mul_(root)
+            off.mul_(root)
+        wrong += off.flatten().dot(off.flatten()).item()
+        whole += exact.flatten().dot(exact.flatten()).item()
     return wrong / whole if whole > 0 else 0.0
 
 
