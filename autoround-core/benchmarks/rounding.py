@@ -4,10 +4,12 @@
 
 usage: rounding.py [--size 4096] [--rounds 5] [--compile] SCHEME[@FORMAT] ...
 
-round: quantize and dequantize, as `--iters 0 --disable-opt-rtn` does. search: the better scale, under importance.
-encode: to codes. pack and unpack: codes to what the file holds and back. decode: codes to weights. The floor copies the
-bfloat16 matrix into memory that is there already; results need memory of their own, for which the second figure stands.
-With --compile, kernels are compiled, as they are with enable_torch_compile.
+round: quantize and dequantize, as a step of tuning does. search: the better scale, under importance. encode: to codes,
+which is all that rounding without steps does to a weight (`--iters 0 --disable-opt-rtn`). pack, unpack: codes to what
+a file holds and back. decode: codes to weights, of which a report tells the error. The floor copies the bfloat16 matrix
+into memory that is there already; results need memory of their own, for which the second figure stands. With --compile,
+kernels are compiled, as they are with enable_torch_compile. Threads that are not bound to cores (OMP_PROC_BIND=true)
+and have slept share one for some milliseconds, which is as long as a compiled kernel takes.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ def show(python: str, script: str, *arguments: str) -> None:
     """One script, its command first."""
     print(f"\n$ python {shlex.join([script, *arguments])}", flush=True)
     environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+    if script == "rounding.py":  # of calls so short that threads would not find cores of their own
+        environment["OMP_PROC_BIND"] = "true"
     subprocess.run([python, "-W", "ignore", str(HERE / script), *arguments], check=True, env=environment)  # noqa: S603
 
 

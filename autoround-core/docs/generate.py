@@ -188,6 +188,7 @@ def document() -> str:
     )
     for function in helpers:
         lines += function_part(function)
+    lines += class_part(kernels.Room)
     lines += offers_part()
     described: tuple[type[Any], ...] = (
         record.DataType,

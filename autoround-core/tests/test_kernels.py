@@ -10,7 +10,7 @@ import torch
 
 from auto_round import AutoRound
 from auto_round.data_type.binades import powers_below
-from auto_round.data_type.kernels import at_once, check_compiler, chunks, compilable, kernels_compiled
+from auto_round.data_type.kernels import Room, at_once, check_compiler, chunks, compilable, kernels_compiled
 from auto_round.data_type.magnitudes import largest_magnitudes
 from auto_round.errors import UnknownOptionError
 
@@ -81,6 +81,16 @@ def test_chunks_have_about_so_many_numbers_and_compiled_code_takes_all(monkeypat
     assert list(chunks(tensor.to("meta"), 25)) == [slice(0, 10)]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert list(chunks(tensor, 25)) == [slice(0, 10)]
+
+
+def test_room_is_made_once_for_each_purpose():
+    room, chunk = Room(), torch.zeros(4, 3, dtype=torch.bfloat16)
+    first = room.like(chunk, "x")
+    assert (first.shape, first.dtype) == (chunk.shape, torch.float32)
+    assert room.like(chunk[:2], "x").data_ptr() == first.data_ptr()
+    assert room.like(chunk[:2], "x").shape == (2, 3)
+    assert room.like(chunk, "codes", torch.uint8).dtype == torch.uint8
+    assert room.like(torch.zeros(5, 3), "x").shape == (5, 3)
 
 
 def test_all_is_taken_at_once_where_it_is_compiled():

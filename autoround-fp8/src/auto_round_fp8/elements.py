@@ -2,9 +2,8 @@
 """The 8-bit floating point numbers: their grids, rounding to them, and their bytes.
 
 Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv:2209.05433, and the "OCP 8-bit Floating Point
-Specification (OFP8)", revision 1.0. Rounding is done in float32 and its result is on the grid already, so that the cast
-to the 8-bit dtype changes nothing: casts of what lies beyond the largest number differ between versions of torch (2.13
-saturates) and other libraries (`ml_dtypes` gives NaN), and none of them is ever asked.
+Specification (OFP8)", revision 1.0. What lies beyond the largest number becomes that before anything is rounded: casts
+of it differ between versions of torch (2.13 saturates) and other libraries (`ml_dtypes` gives NaN).
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from auto_round.data_type.binades import powers_below
+from auto_round.data_type.float8 import float8_codes
 from auto_round.data_type.minifloats import round_to_minifloat_
 
-__all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "round_to_grid_", "steps_at", "to_float32"]
+__all__ = ["E4M3", "E4M3FNUZ", "E5M2", "Element", "codes_of_", "round_to_grid_", "steps_at"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ def round_to_grid_(x: torch.Tensor, element: Element, scratch: torch.Tensor | No
     return round_to_minifloat_(x, element.mantissa, element.exponent, element.largest, scratch)
 
 
+def codes_of_(x: torch.Tensor, element: Element, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """What `round_to_grid_` rounds to, in the element's own dtype; in `out`, where there is one."""
+    x.clamp_(-element.largest, element.largest)
+    return float8_codes(x, element.dtype, out=out)
+
+
 def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = None) -> torch.Tensor:
     """The spacing of the format at x, `2^(max(floor(log2 |x|), exponent) - mantissa)`; float32, shaped like x.
 
@@ -71,23 +77,3 @@ def steps_at(x: torch.Tensor, element: Element, scratch: torch.Tensor | None = N
     """
     cut_off = torch.clamp(x, -element.largest, element.largest, out=scratch)
     return powers_below(cut_off, element.exponent, element.largest, scratch).mul_(2.0**-element.mantissa)
-
-
-def to_float32(codes: torch.Tensor) -> torch.Tensor:
-    """The numbers that 8-bit codes stand for, float32 of the same shape, exact; NaN stays NaN.
-
-    e4m3 goes through float16, whose exponent and mantissa fields take its own seven bits shifted left by seven, for a
-    number 2^8 times smaller: torch's cast of it takes ten times as long on a CPU.
-    """
-    if codes.dtype != torch.float8_e4m3fn or codes.device.type != "cpu":
-        return codes.to(torch.float32)
-    signed = codes.contiguous().view(torch.int8)
-    wide = signed.to(torch.int16)
-    # The sign is extended over the upper byte: shifted, it fills bits 15 and 14, of which the latter is not its own.
-    wide.bitwise_left_shift_(7).bitwise_and_(~0x4000)
-    numbers = wide.view(torch.float16).to(torch.float32).mul_(256.0)
-    # The two codes of NaN, 0x7f and 0xff, are the largest of signed bytes and of unsigned ones: looking for them costs
-    # a tenth of the rest, and comparing every number thrice the rest.
-    if numbers.numel() and (signed.amax() == 0x7F or signed.view(torch.uint8).amax() == 0xFF):
-        numbers.masked_fill_(numbers.abs() > E4M3.largest, torch.nan)
-    return numbers

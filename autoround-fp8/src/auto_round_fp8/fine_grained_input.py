@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from auto_round.data_type.float8 import float8_values
 from auto_round.errors import ModelError
 from auto_round.model.reader import Slices, StoredFiles, WeightReader
 from auto_round.model.source import StoredTensor
-from auto_round_fp8.elements import to_float32
 
 __all__ = ["FineGrainedInput"]
 
@@ -110,7 +110,7 @@ class FineGrainedInput(WeightReader):
             part = codes[start : start + step]
             if part.dtype not in CODES:
                 raise ModelError(f"{name} is stored as {part.dtype}, not as an 8-bit float.")
-            values = to_float32(part).mul_(spread[min(index, len(spread) - 1)])
+            values = float8_values(part).mul_(spread[min(index, len(spread) - 1)])
             if not bool(torch.isfinite(values).all()):
                 raise ModelError(f"{name} holds NaN or infinite values in rows {start} to {start + len(part) - 1}.")
             out[start : start + step] = values

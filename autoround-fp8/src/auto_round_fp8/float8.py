@@ -10,14 +10,13 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType
 from auto_round.data_type.grouping import group_count, groups_stack
-from auto_round.data_type.kernels import chunks
 from auto_round.errors import SchemeError
-from auto_round_fp8.elements import E4M3, E4M3FNUZ, E5M2, Element, to_float32
-from auto_round_fp8.fused import quantize_dequantize, rounded_codes
+from auto_round_fp8.elements import E4M3, E4M3FNUZ, E5M2, Element
+from auto_round_fp8.fused import decoded, quantize_dequantize, rounded_codes
 from auto_round_fp8.runtimes import runtimes_of
 from auto_round_fp8.scales import Factor, Settings, frozen_scale
 from auto_round_fp8.search import searched_scale
-from auto_round_fp8.tiles import CHUNK, Tiles, part
+from auto_round_fp8.tiles import Tiles
 
 if TYPE_CHECKING:
     from auto_round.schemes import GroupSize, QuantizationScheme
@@ -225,11 +224,7 @@ def dequantized(codes: torch.Tensor, scale: torch.Tensor, group_size: GroupSize,
         dtype: of the result; the product is float32 and rounded once.
     """
     tiles = Tiles(codes.shape, group_size)
-    stored, spread = tiles.view(codes), tiles.spread(scale)
-    out = tiles.empty(dtype, codes.device)
-    for rows in chunks(stored, CHUNK):
-        out[rows] = to_float32(stored[rows]).mul_(part(spread, rows))
-    return tiles.crop(out)
+    return tiles.crop(decoded(tiles.view(codes), tiles.spread(scale), dtype))
 
 
 GROUPED = "with a scale per tensor, row or group"

@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 
-from auto_round.data_type.kernels import chunks, compilable
+from auto_round.data_type.float8 import float8_values
+from auto_round.data_type.kernels import Room, chunks, compilable
 from auto_round.data_type.straight import straight_through
-from auto_round_fp8.elements import Element, round_to_grid_, steps_at
+from auto_round_fp8.elements import Element, codes_of_, round_to_grid_, steps_at
 from auto_round_fp8.scales import Factor, Settings, learnt_factor, scale_gradient, scales_of
 from auto_round_fp8.tiles import CHUNK, Tiles, part
 
-__all__ = ["quantize_dequantize", "rounded_codes"]
+__all__ = ["decoded", "quantize_dequantize", "rounded_codes"]
 
 
 def quantize_dequantize(
@@ -78,24 +79,19 @@ def _offset(v: torch.Tensor | float, tiles: Tiles) -> torch.Tensor | None:
 
 
 def _position(
-    groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings
+    groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings, room: Room
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The x and u of the formula, float32; u is None where it is 1 or not needed."""
+    """The x and u of the formula, float32, in the room; u is None where it is 1 or not needed."""
     # Widened first: a quotient of numbers of two sizes takes half as long again on a CPU.
-    x = torch.div(groups, scale) if groups.dtype == torch.float32 else groups.float().div_(scale)
+    x = room.like(groups, "x")
+    x = torch.div(groups, scale, out=x) if groups.dtype == torch.float32 else x.copy_(groups).div_(scale)
     if shift is None:
         return x, None
     shift = shift.to(x.device)
     if not settings.offset_in_steps:
         return x.add_(shift), None
-    unit = steps_at(x, settings.element)
+    unit = steps_at(x, settings.element, room.like(groups, "powers"))
     return x.addcmul_(unit, shift), unit
-
-
-def _on_grid(groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings) -> torch.Tensor:
-    """The q of the formula, float32."""
-    x, scratch = _position(groups, scale, shift, settings)
-    return round_to_grid_(x, settings.element, scratch)
 
 
 def _forward(
@@ -109,20 +105,36 @@ def _round(
     groups: torch.Tensor, dtype: torch.dtype, spread: torch.Tensor, shift: torch.Tensor | None, settings: Settings
 ) -> torch.Tensor:
     """The y of the formula, tiles."""
-    out = torch.empty(groups.shape, dtype=dtype, device=groups.device)
+    out, room = torch.empty(groups.shape, dtype=dtype, device=groups.device), Room()
     for rows in chunks(groups, CHUNK):
         step = part(spread, rows)
-        out[rows] = _on_grid(groups[rows], step, None if shift is None else shift[rows], settings).mul_(step)
+        x, _ = _position(groups[rows], step, None if shift is None else shift[rows], settings, room)
+        out[rows] = round_to_grid_(x, settings.element, room.like(x, "powers")).mul_(step)
     return out
 
 
 @compilable
 def _encode(groups: torch.Tensor, spread: torch.Tensor, shift: torch.Tensor | None, settings: Settings) -> torch.Tensor:
     """The q of the formula in the element's own dtype, tiles."""
-    codes = torch.empty(groups.shape, dtype=settings.element.dtype, device=groups.device)
+    codes, room = torch.empty(groups.shape, dtype=settings.element.dtype, device=groups.device), Room()
     for rows in chunks(groups, CHUNK):
-        codes[rows] = _on_grid(groups[rows], part(spread, rows), None if shift is None else shift[rows], settings)
+        x, _ = _position(groups[rows], part(spread, rows), None if shift is None else shift[rows], settings, room)
+        codes_of_(x, settings.element, out=codes[rows])
     return codes
+
+
+@compilable
+def decoded(codes: torch.Tensor, spread: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The y of the formula again, of codes; tiles, in a dtype, rounded to it once.
+
+    Args:
+        codes: tiles, in the element's own dtype.
+        spread: s, float32, shaped to broadcast over them.
+    """
+    out, room = torch.empty(codes.shape, dtype=dtype, device=codes.device), Room()
+    for rows in chunks(codes, CHUNK):
+        out[rows] = float8_values(codes[rows], room=room).mul_(part(spread, rows))
+    return out
 
 
 class _Straight(torch.autograd.Function):
@@ -215,10 +227,13 @@ def _backward(
         over: dimensions of a group.
         by_tensor, by_offset: where to write, if wanted.
     """
-    totals = []
+    totals, room, bound = [], Room(), _just_beyond(settings.element)
     for rows in chunks(groups, CHUNK):
         step, gradient = part(spread, rows), outer[rows].float()
-        inner, unit = _inner_gradient(gradient, groups[rows], step, None if shift is None else shift[rows], settings)
+        x, unit = _position(groups[rows], step, None if shift is None else shift[rows], settings, room)
+        # The gradient where x lies within the range of the element, else zero. hardtanh's own backward is one
+        # vectorised pass; it leaves its bounds out, and ours belong to the range.
+        inner = torch.ops.aten.hardtanh_backward(gradient, x, -bound, bound)
         if by_tensor is not None:
             by_tensor[rows] = inner
         if by_offset is not None:
@@ -227,16 +242,6 @@ def _backward(
             difference = torch.mul(gradient, rounded[rows]).addcmul_(inner, groups[rows], value=-1.0)
             totals.append(difference.sum(over, keepdim=True))
     return totals
-
-
-def _inner_gradient(
-    gradient: torch.Tensor, groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor | None, settings: Settings
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The gradient where x lies within the range of the element, else zero; and u."""
-    x, unit = _position(groups, scale, shift, settings)
-    # hardtanh's own backward is one vectorised pass; it leaves its bounds out, and ours belong to the range.
-    bound = _just_beyond(settings.element)
-    return torch.ops.aten.hardtanh_backward(gradient, x, -bound, bound), unit
 
 
 def _just_beyond(element: Element) -> float:

@@ -7,17 +7,15 @@ float32; 1 / 2^S is exact, so is 2^S q.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
-from auto_round.data_type.kernels import chunks, compilable
+from auto_round.data_type.kernels import Room, chunks, compilable
 from auto_round_mxfp.blocks import CHUNK, Factor, Settings, shared_exponents_of
 from auto_round_mxfp.elements import Element
 from auto_round_mxfp.exponents import power_of_two
-from auto_round_mxfp.rounding import codes_of, round_to_grid
+from auto_round_mxfp.rounding import codes_of, round_to_grid, values_of
 
-__all__ = ["encode_blocks", "round_blocks"]
+__all__ = ["decode_blocks", "encode_blocks", "round_blocks"]
 
 
 @compilable
@@ -37,9 +35,10 @@ def round_blocks(
     """
     exponents, largest = shared_exponents_of(groups, max_scale, settings)
     scale, inverse = (power_of_two(of).unsqueeze(-1) for of in (exponents, -exponents))
-    out = torch.empty_like(groups)
-    for rows, elements in _rounded(groups, shift, inverse, settings.element):
-        out[rows] = elements.mul_(scale[rows])
+    out, room = torch.empty_like(groups), Room()
+    for rows in chunks(groups, CHUNK):
+        x = _scaled(groups[rows], shift, rows, inverse, room)
+        out[rows] = round_to_grid(x, settings.element, room.like(x, "powers")).mul_(scale[rows])
     return out, exponents, largest
 
 
@@ -50,24 +49,34 @@ def encode_blocks(
     """The codes of what `round_blocks` multiplies by scales, uint8, shaped like the groups, and their exponents."""
     exponents, _ = shared_exponents_of(groups, max_scale, settings)
     inverse = power_of_two(-exponents).unsqueeze(-1)
-    codes = torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-    for rows, elements in _rounded(groups, shift, inverse, settings.element):
-        codes[rows] = codes_of(elements, settings.element)
+    codes, room = torch.empty(groups.shape, dtype=torch.uint8, device=groups.device), Room()
+    for rows in chunks(groups, CHUNK):
+        x = _scaled(groups[rows], shift, rows, inverse, room)
+        codes_of(x, settings.element, out=codes[rows], room=room)
     return codes, exponents
 
 
-def _rounded(
-    groups: torch.Tensor, shift: torch.Tensor | float, inverse: torch.Tensor, element: Element
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The chunks, each with the q of the formula, float32: to work in, and gone with the next one."""
-    room: list[torch.Tensor] = []
-    for rows in chunks(groups, CHUNK):
-        if not room:  # made once: fresh memory would cost more than what is done in it
-            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(2)]
-        x, scratch = (buffer[: rows.stop - rows.start] for buffer in room)
-        x.copy_(groups[rows]).mul_(inverse[rows])
-        if isinstance(shift, torch.Tensor):
-            x.add_(shift[rows])
-        elif shift:
-            x.add_(shift)
-        yield rows, round_to_grid(x, element, scratch)
+@compilable
+def decode_blocks(codes: torch.Tensor, exponents: torch.Tensor, element: Element, dtype: torch.dtype) -> torch.Tensor:
+    """The rounded blocks again, in a dtype: `values_of` codes [groups, group size] times their powers of two.
+
+    Args:
+        exponents: int32 [groups].
+    """
+    scale = power_of_two(exponents).unsqueeze(-1)
+    out, room = torch.empty(codes.shape, dtype=dtype, device=codes.device), Room()
+    for rows in chunks(codes, CHUNK):
+        out[rows] = values_of(codes[rows], element, room=room).mul_(scale[rows])
+    return out
+
+
+def _scaled(
+    groups: torch.Tensor, shift: torch.Tensor | float, rows: slice, inverse: torch.Tensor, room: Room
+) -> torch.Tensor:
+    """`w / 2^S + v` of a chunk's groups, float32."""
+    x = room.like(groups, "x").copy_(groups).mul_(inverse[rows])
+    if isinstance(shift, torch.Tensor):
+        x.add_(shift[rows])
+    elif shift:
+        x.add_(shift)
+    return x

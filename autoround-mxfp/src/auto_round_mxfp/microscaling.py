@@ -13,15 +13,12 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType
 from auto_round.data_type.grouping import group_count, groups_stack
-from auto_round.data_type.kernels import chunks
 from auto_round.errors import SchemeError
-from auto_round_mxfp.blocks import CHUNK, Factor, Grouping, Settings
+from auto_round_mxfp.blocks import Factor, Grouping, Settings
 from auto_round_mxfp.elements import SCALE_BIAS, Element, ScaleRule, element_values
-from auto_round_mxfp.exponents import power_of_two
 from auto_round_mxfp.fused import offset, quantize_dequantize
-from auto_round_mxfp.kernels import encode_blocks
+from auto_round_mxfp.kernels import decode_blocks, encode_blocks
 from auto_round_mxfp.names import DATA_TYPES, Name
-from auto_round_mxfp.rounding import values_of
 from auto_round_mxfp.runtimes import RUNTIMES
 from auto_round_mxfp.search import searched_scale
 
@@ -129,14 +126,9 @@ class Microscaling(DataType):
         return Codes(self.name, scheme, shape, weight.dtype, tensors)
 
     def decode(self, codes: Codes) -> torch.Tensor:
-        element = self.element(codes.scheme.bits)
         grouping = Grouping(codes.tensors["codes"], codes.scheme.group_size)
-        groups = grouping.groups
-        scale = power_of_two(codes.tensors["scale"].reshape(-1, 1).int() - SCALE_BIAS)
-        out = torch.empty(groups.shape, dtype=codes.dtype, device=groups.device)
-        for rows in chunks(groups, CHUNK):
-            out[rows] = values_of(groups[rows], element).mul_(scale[rows])
-        return grouping.revert(out)
+        exponents = codes.tensors["scale"].reshape(-1).int() - SCALE_BIAS
+        return grouping.revert(decode_blocks(grouping.groups, exponents, self.element(codes.scheme.bits), codes.dtype))
 
     def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
         groups = group_count(shape, scheme.group_size)[0]

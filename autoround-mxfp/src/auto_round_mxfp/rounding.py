@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
+from auto_round.data_type.float8 import float8_codes, float8_values
+from auto_round.data_type.kernels import Room
 from auto_round.data_type.minifloats import minifloat_codes, minifloat_values, round_to_minifloat_
-from auto_round_mxfp.elements import E4M3, E5M2, Element, element_values
+from auto_round_mxfp.elements import E4M3, E5M2, Element
 
 __all__ = ["codes_of", "round_to_grid", "values_of"]
 
@@ -36,28 +36,44 @@ def round_to_grid(x: torch.Tensor, element: Element, scratch: torch.Tensor) -> t
     return round_to_minifloat_(x, element.mantissa_bits, element.smallest_exponent, element.max, scratch)
 
 
-def codes_of(values: torch.Tensor, element: Element) -> torch.Tensor:
-    """The codes of values that lie on the grid, uint8: two's complement of whole numbers, else sign and magnitude.
+def codes_of(
+    x: torch.Tensor, element: Element, *, out: torch.Tensor | None = None, room: Room | None = None
+) -> torch.Tensor:
+    """The codes of what `round_to_grid` rounds to, uint8: two's complement of whole numbers, else sign and magnitude.
 
     Args:
-        values: float32, contiguous, overwritten.
+        x: float32, contiguous, overwritten.
+        out: uint8, shaped like x; None makes one.
+        room: to work in.
+
+    Returns:
+        `out`.
     """
+    out = torch.empty(x.shape, dtype=torch.uint8, device=x.device) if out is None else out
+    x.clamp_(-element.max, element.max)
     if element.whole:
-        lowest = (values + WHOLE * 2**-element.mantissa_bits).view(torch.int32)
-        return lowest.bitwise_and_((1 << element.bits) - 1).to(torch.uint8)
+        lowest = x.add_(WHOLE * 2**-element.mantissa_bits).view(torch.int32)
+        return out.copy_(lowest.bitwise_and_((1 << element.bits) - 1))
     if element in OF_TORCH:
-        return values.to(OF_TORCH[element]).view(torch.uint8)
-    return minifloat_codes(values, element.bits, element.mantissa_bits, element.smallest_exponent)
+        dtype = OF_TORCH[element]
+        float8_codes(x, dtype, out=out.view(dtype))
+        return out
+    return minifloat_codes(
+        x, element.bits, element.mantissa_bits, element.smallest_exponent, element.max, out=out, room=room
+    )
 
 
-def values_of(codes: torch.Tensor, element: Element) -> torch.Tensor:
-    """The values of codes, float32, of the same shape; codes that are none are NaN or infinite."""
-    if not element.whole and element not in OF_TORCH:
-        return minifloat_values(codes, element.bits, element.mantissa_bits, element.smallest_exponent)
-    table = _table(element, codes.device)
-    return table.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
+def values_of(codes: torch.Tensor, element: Element, *, room: Room | None = None) -> torch.Tensor:
+    """The values of codes, float32, of the same shape; codes that are none are NaN or infinite.
 
-
-@functools.lru_cache(maxsize=64)
-def _table(element: Element, device: torch.device) -> torch.Tensor:
-    return torch.tensor(element_values(element), dtype=torch.float32, device=device)
+    Args:
+        room: to work in, which is overwritten with the next call; None makes some.
+    """
+    room = Room() if room is None else room
+    if element.whole:
+        unused = 8 - element.bits  # shifted out to the left, a code is a signed byte times a power of two
+        bytes_ = room.like(codes, "bytes", torch.int8).copy_(codes.view(torch.int8)).bitwise_left_shift_(unused)
+        return room.like(codes, "values").copy_(bytes_).mul_(2.0 ** -(unused + element.mantissa_bits))
+    if element in OF_TORCH:
+        return float8_values(codes.view(OF_TORCH[element]), room=room)
+    return minifloat_values(codes, element.bits, element.mantissa_bits, element.smallest_exponent, room=room)

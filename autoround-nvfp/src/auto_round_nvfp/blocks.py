@@ -21,7 +21,7 @@ import torch
 
 from auto_round.data_type import magnitudes
 from auto_round.data_type.grouping import reshape_pad_tensor_by_group_size, revert_tensor_by_pad
-from auto_round.data_type.kernels import at_once
+from auto_round.data_type.kernels import Room, at_once
 from auto_round.errors import SchemeError
 from auto_round_nvfp.minifloat import LARGEST_E2M1, ScaleFormat
 
@@ -188,8 +188,8 @@ def largest_magnitudes(groups: torch.Tensor, settings: Settings) -> torch.Tensor
     return magnitudes.largest_magnitudes(groups, (1,), CHUNK).reshape(-1)
 
 
-def scaled(groups: torch.Tensor, divisor: torch.Tensor, v: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-    """`W / d + v` in `out`, float32, shaped like `groups`."""
+def scaled(groups: torch.Tensor, divisor: torch.Tensor, v: torch.Tensor | None, room: Room) -> torch.Tensor:
+    """`W / d + v`, float32, shaped like `groups`; in `room`."""
     # Widened first: a quotient of numbers of two sizes takes half as long again on a CPU.
-    x = out.copy_(groups).div_(divisor)
+    x = room.like(groups, "x").copy_(groups).div_(divisor)
     return x if v is None else x.add_(v)

@@ -17,6 +17,8 @@ from typing import ClassVar
 
 import torch
 
+from auto_round.data_type.float8 import float8_values
+from auto_round.data_type.kernels import Room
 from auto_round.data_type.minifloats import minifloat_codes, minifloat_values, round_to_minifloat_
 
 __all__ = ["E4M3", "LARGEST_E2M1", "UE5M3", "ScaleFormat", "e2m1_codes", "e2m1_values", "round_e2m1_"]
@@ -29,18 +31,21 @@ def round_e2m1_(x: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.T
     return round_to_minifloat_(x, 1, 0, LARGEST_E2M1, scratch)
 
 
-def e2m1_codes(values: torch.Tensor) -> torch.Tensor:
-    """E2M1 values to their codes: uint8, the magnitude's place 0 to 7 in the table above, plus 8 if negative.
+def e2m1_codes(x: torch.Tensor, *, out: torch.Tensor | None = None, room: Room | None = None) -> torch.Tensor:
+    """The codes of what `round_e2m1_` rounds to: uint8, the magnitude's place 0 to 7 in the table above, plus 8 if
+    negative; never 8 itself.
 
     Args:
-        values: float32, contiguous; no -0.0, whose code is never stored.
+        x: float32, contiguous, from -6 to 6; overwritten.
+        out: uint8, shaped like x; None makes one.
+        room: to work in.
     """
-    return minifloat_codes(values, 4, 1, 0)
+    return minifloat_codes(x, 4, 1, 0, LARGEST_E2M1, out=out, room=room)
 
 
-def e2m1_values(codes: torch.Tensor) -> torch.Tensor:
-    """Codes 0 to 15 to E2M1 values, float32; code 8 is -0.0."""
-    return minifloat_values(codes, 4, 1, 0)
+def e2m1_values(codes: torch.Tensor, *, room: Room | None = None) -> torch.Tensor:
+    """Codes 0 to 15 to E2M1 values, float32; code 8 is -0.0. In `room`, where there is one."""
+    return minifloat_values(codes, 4, 1, 0, room=room)
 
 
 class ScaleFormat(ABC):
@@ -91,7 +96,7 @@ class _E4M3(ScaleFormat):
         return scale.clamp(-self.largest, self.largest).to(self.dtype)
 
     def load(self, stored: torch.Tensor) -> torch.Tensor:
-        return stored.float()
+        return float8_values(stored)
 
 
 class _UE5M3(ScaleFormat):

@@ -13,9 +13,7 @@ import torch
 
 from auto_round.data_type import Bounds, Codes, DataType, Runtime
 from auto_round.data_type.grouping import group_count
-from auto_round.data_type.kernels import chunks
 from auto_round_nvfp.blocks import (
-    CHUNK,
     BlockScale,
     Factor,
     Grouping,
@@ -23,8 +21,8 @@ from auto_round_nvfp.blocks import (
     global_scale_of,
 )
 from auto_round_nvfp.fused import offset, quantize_dequantize
-from auto_round_nvfp.minifloat import E4M3, UE5M3, e2m1_values
-from auto_round_nvfp.rounding import encode_groups
+from auto_round_nvfp.minifloat import E4M3, UE5M3
+from auto_round_nvfp.rounding import decode_groups, encode_groups
 from auto_round_nvfp.search import search_scales
 
 if TYPE_CHECKING:
@@ -118,10 +116,7 @@ class BlockScaledFloat(DataType):
         grouping = Grouping(codes.tensors["codes"], codes.scheme.group_size)
         block = self.block_scale.format.load(codes.tensors["scale"]).reshape(-1, 1)
         step = self.block_scale.steps(block, codes.tensors.get("global_scale")).step
-        out = torch.empty(grouping.groups.shape, dtype=codes.dtype, device=step.device)
-        for rows in chunks(grouping.groups, CHUNK):
-            out[rows] = e2m1_values(grouping.groups[rows]).mul_(step[rows])
-        return grouping.revert(out)
+        return grouping.revert(decode_groups(grouping.groups, step, codes.dtype))
 
     def bits_per_weight(self, scheme: QuantizationScheme, shape: tuple[int, int]) -> float:
         scales = 8 * group_count(shape, scheme.group_size)[0] + (32 if self.block_scale.two_levels else 0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from auto_round.data_type.kernels import chunks, compilable
+from auto_round.data_type.kernels import Room, chunks, compilable
 from auto_round_nvfp.blocks import CHUNK, BlockScale, Factor, Settings, scaled
-from auto_round_nvfp.minifloat import LARGEST_E2M1, e2m1_codes, round_e2m1_
+from auto_round_nvfp.minifloat import LARGEST_E2M1, e2m1_codes, e2m1_values, round_e2m1_
 
-__all__ = ["encode_groups", "round_groups"]
+__all__ = ["decode_groups", "encode_groups", "round_groups"]
 
 
 @compilable
@@ -36,15 +36,12 @@ def round_groups(
     """
     out = torch.empty(groups.shape, dtype=dtype, device=groups.device)
     kept = torch.empty(groups.shape, dtype=torch.int8, device=groups.device) if keep else None
-    room: list[torch.Tensor] = []
+    room = Room()
     for rows in chunks(groups, CHUNK):
-        if not room:  # made once: fresh memory would cost more than what is done in it
-            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(2 + keep)]
-        x, scratch, *others = (buffer[: rows.stop - rows.start] for buffer in room)
-        scaled(groups[rows], divisors[rows], None if shift is None else shift[rows], out=x)
-        elements = torch.clamp(x, -LARGEST_E2M1, LARGEST_E2M1, out=others[0] if others else x)
-        beyond = x.sub_(elements).sign_() if others else None
-        round_e2m1_(elements, scratch)
+        x = scaled(groups[rows], divisors[rows], None if shift is None else shift[rows], room)
+        elements = torch.clamp(x, -LARGEST_E2M1, LARGEST_E2M1, out=x if kept is None else room.like(x, "elements"))
+        beyond = None if kept is None else x.sub_(elements).sign_()
+        round_e2m1_(elements, room.like(x, "powers"))
         if kept is not None and beyond is not None:
             kept[rows] = beyond.add_(elements, alpha=2.0)
         out[rows] = elements.mul_(steps[rows])
@@ -62,11 +59,17 @@ def encode_groups(
     """The codes of the elements that `round_groups` multiplies, uint8, shaped like the groups; and s and G."""
     scales = block_scale.scales(groups, max_scale, settings)
     divisors, codes = scales.divisor, torch.empty(groups.shape, dtype=torch.uint8, device=groups.device)
-    room: list[torch.Tensor] = []
+    room = Room()
     for rows in chunks(groups, CHUNK):
-        if not room:
-            room = [torch.empty(rows.stop, groups.shape[1], device=groups.device) for _ in range(2)]
-        x, scratch = (buffer[: rows.stop - rows.start] for buffer in room)
-        scaled(groups[rows], divisors[rows], None if shift is None else shift[rows], out=x)
-        codes[rows] = e2m1_codes(round_e2m1_(x.clamp_(-LARGEST_E2M1, LARGEST_E2M1), scratch))
+        x = scaled(groups[rows], divisors[rows], None if shift is None else shift[rows], room)
+        e2m1_codes(x.clamp_(-LARGEST_E2M1, LARGEST_E2M1), out=codes[rows], room=room)
     return codes, scales.block, scales.tensor
+
+
+@compilable
+def decode_groups(codes: torch.Tensor, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The rounded blocks again, in a dtype: elements of codes [blocks, block size] times d, float32 [blocks, 1]."""
+    out, room = torch.empty(codes.shape, dtype=dtype, device=codes.device), Room()
+    for rows in chunks(codes, CHUNK):
+        out[rows] = e2m1_values(codes[rows], room=room).mul_(steps[rows])
+    return out

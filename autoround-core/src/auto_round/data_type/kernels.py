@@ -19,7 +19,7 @@ import torch
 
 from auto_round.errors import UnknownOptionError
 
-__all__ = ["at_once", "check_compiler", "chunks", "compilable", "kernels_compiled"]
+__all__ = ["Room", "at_once", "check_compiler", "chunks", "compilable", "kernels_compiled"]
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -43,6 +43,25 @@ def chunks(tensor: torch.Tensor, numbers: int) -> Iterator[slice]:
     step = max(-(-rows // parts), 1)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+class Room:
+    """Memory that a kernel works in, made for its first chunk and used for all: new memory costs more than the work."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, torch.Tensor] = {}
+
+    def like(self, chunk: torch.Tensor, purpose: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Numbers of any value, shaped like a chunk.
+
+        Each purpose has memory of its own. Seen again as numbers of another size, some of it would be in the cache of
+        another core.
+        """
+        made = self._made.get(purpose)
+        if made is None or made.shape[0] < chunk.shape[0]:
+            made = torch.empty(chunk.shape, dtype=dtype, device=chunk.device)
+            self._made[purpose] = made
+        return made[: chunk.shape[0]]
 
 
 def compilable(kernel: Callable[Given, Found]) -> Callable[Given, Found]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from auto_round.data_type.kernels import chunks
+from auto_round.data_type.kernels import Room, chunks
 
 __all__ = ["largest_magnitudes"]
 
@@ -28,12 +28,10 @@ def largest_magnitudes(groups: torch.Tensor, over: tuple[int, ...], numbers: int
     if torch.compiler.is_compiling():
         return groups.float().abs().amax(over, keepdim=True)
     word = torch.int16 if groups.dtype.itemsize == 2 else torch.int32
-    words, found = groups.view(word), []
-    room = torch.empty(0, dtype=word)
+    words, found, room = groups.view(word), [], Room()
     for rows in chunks(words, numbers):
-        if len(room) != rows.stop - rows.start:  # made once: fresh memory would cost more than what is done in it
-            room = torch.empty_like(words[rows])
-        found.append(torch.bitwise_and(words[rows], torch.iinfo(word).max, out=room).amax(over, keepdim=True))
+        sizes = torch.bitwise_and(words[rows], torch.iinfo(word).max, out=room.like(words[rows], "sizes", word))
+        found.append(sizes.amax(over, keepdim=True))
     shape = [1 if n in over else size for n, size in enumerate(groups.shape)]
     joined = torch.cat(found) if found else torch.zeros(shape, dtype=word, device=groups.device)
     return joined.view(groups.dtype).float()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from auto_round.data_type.binades import powers_below
+from auto_round.data_type.kernels import Room
 
 __all__ = ["minifloat_codes", "minifloat_values", "round_to_minifloat_"]
 
@@ -51,46 +52,91 @@ def round_to_minifloat_(
     return x.add_(powers, alpha=factor).sub_(powers, alpha=factor)
 
 
-def minifloat_codes(values: torch.Tensor, bits: int, mantissa_bits: int, smallest_exponent: int) -> torch.Tensor:
-    """The codes of values of a format: a sign, and the magnitudes counted from zero on.
+def minifloat_codes(
+    x: torch.Tensor,
+    bits: int,
+    mantissa_bits: int,
+    smallest_exponent: int,
+    largest: float,
+    *,
+    out: torch.Tensor | None = None,
+    room: Room | None = None,
+) -> torch.Tensor:
+    """The codes of the values that `round_to_minifloat_` rounds to: a sign, and magnitudes counted from zero on.
 
     A float16 has five bits of exponent: a value times the power of two that makes the smallest normal one of its
     format the smallest normal float16 has the bits of its code in the upper bits of that float16, values below the
     normal ones included. In halves of the size every step takes half as long. Compiled code takes bits one by one, and
-    compares: steps double from one binade to the next, so a code is the least of straight lines, one for each binade.
+    compares: within a binade steps are even, and codes a straight line, rounded.
 
     Args:
-        values: float32, contiguous, as `round_to_minifloat_` leaves them, overwritten. -0.0, which
-            it never leaves, has a code of its own, but compiled code takes it for 0.0.
+        x: as in `round_to_minifloat_`, no larger than `largest`; overwritten.
         bits: of a code, at most 8.
+        mantissa_bits: at least 1.
+        smallest_exponent, largest: of the format.
+        out: uint8, shaped like x; None makes one.
+        room: to work in.
 
     Returns:
-        uint8, of the same shape.
+        `out`; zeros are positive, and NaN has the code of some number.
     """
+    out = torch.empty(x.shape, dtype=torch.uint8, device=x.device) if out is None else out
     sign = 1 << (bits - 1)
     if torch.compiler.is_compiling():
-        size, codes = values.abs(), values.new_full((), torch.inf)
-        for binade in range((1 << (bits - 1 - mantissa_bits)) - 1):
-            per_step = 2.0 ** (mantissa_bits - smallest_exponent - binade)
-            codes = torch.minimum(codes, size * per_step + (binade << mantissa_bits))
-        return torch.where(values < 0, codes + sign, codes).to(torch.uint8)
-    halves = values.mul_(2.0 ** (HALF_SMALLEST_EXPONENT - smallest_exponent)).to(torch.float16).view(torch.int16)
-    above = HALF_FRACTION_BITS - mantissa_bits  # where the code begins; its sign is at the other end of the float16
-    codes = halves.bitwise_right_shift_(above).to(torch.uint8).bitwise_and_(sign - 1)
-    return codes.bitwise_or_(halves.bitwise_right_shift_(16 - bits - above).to(torch.uint8).bitwise_and_(sign))
+        size, per_step = x.abs(), 2.0 ** (mantissa_bits - smallest_exponent)
+        codes = (size * per_step).round()
+        for binade in range(1, _binades(bits, mantissa_bits)):
+            line = (size * (per_step / 2.0**binade)).round() + (binade << mantissa_bits)
+            codes = torch.where(size < 2.0 ** (smallest_exponent + binade), codes, line)
+        tie_with_zero = 2.0 ** (smallest_exponent - mantissa_bits - 1)  # which has the even code
+        return out.copy_(torch.where(x < -tie_with_zero, codes + sign, codes))
+    room = Room() if room is None else room
+    round_to_minifloat_(x, mantissa_bits, smallest_exponent, largest, room.like(x, "powers"))
+    x.mul_(2.0 ** (HALF_SMALLEST_EXPONENT - smallest_exponent))
+    halves = room.like(x, "halves", torch.float16).copy_(x).view(torch.int16)
+    # A sign fills all bits above it when shifted, minus a power of two: that is put back, the sign of a code added.
+    above = HALF_FRACTION_BITS - mantissa_bits
+    minus_signs = torch.bitwise_right_shift(halves, 15, out=room.like(x, "signs", torch.int16))
+    halves.bitwise_right_shift_(above).sub_(minus_signs, alpha=(1 << (15 - above)) + sign)
+    return out.copy_(halves).bitwise_and_((1 << bits) - 1)  # which only NaN needs
 
 
-def minifloat_values(codes: torch.Tensor, bits: int, mantissa_bits: int, smallest_exponent: int) -> torch.Tensor:
-    """Undo `minifloat_codes`, for formats all of whose codes are numbers.
+def minifloat_values(
+    codes: torch.Tensor, bits: int, mantissa_bits: int, smallest_exponent: int, *, room: Room | None = None
+) -> torch.Tensor:
+    """The values of codes, for formats all of whose codes are numbers.
+
+    In the way of `minifloat_codes`.
 
     Args:
         codes: uint8, below 2^bits.
+        bits, mantissa_bits, smallest_exponent: of the format.
+        room: to work in, which is overwritten with the next call; None makes some.
 
     Returns:
         float32, of the same shape; a code with nothing but a sign is -0.0.
     """
     sign = 1 << (bits - 1)
-    halves = codes.to(torch.int16)
-    signs = (halves << (16 - bits)).bitwise_and_(-(1 << 15))
-    halves.bitwise_and_(sign - 1).bitwise_left_shift_(HALF_FRACTION_BITS - mantissa_bits).bitwise_or_(signs)
-    return halves.view(torch.float16).float().mul_(2.0 ** (smallest_exponent - HALF_SMALLEST_EXPONENT))
+    if torch.compiler.is_compiling():
+        places = codes.float()
+        negative = places >= sign
+        sizes = torch.where(negative, places - sign, places)
+        step = 2.0 ** (smallest_exponent - mantissa_bits)
+        values = sizes * step
+        for binade in range(1, _binades(bits, mantissa_bits)):
+            line = (sizes - (binade << mantissa_bits)) * (step * 2.0**binade)
+            values = torch.where(sizes < (binade + 1 << mantissa_bits), values, line)
+        return torch.where(negative, -values, values)
+    room = Room() if room is None else room
+    halves = room.like(codes, "halves", torch.int16).copy_(codes)
+    signs = torch.bitwise_right_shift(halves, bits - 1, out=room.like(codes, "signs", torch.int16))
+    above = HALF_FRACTION_BITS - mantissa_bits
+    # The sign moves from where it is in a code to where a float16 has it.
+    halves.bitwise_left_shift_(above).add_(signs, alpha=(1 << 15) - (sign << above))
+    values = room.like(codes, "values").copy_(halves.view(torch.float16))
+    return values.mul_(2.0 ** (smallest_exponent - HALF_SMALLEST_EXPONENT))
+
+
+def _binades(bits: int, mantissa_bits: int) -> int:
+    """Runs of values with one step between them; numbers below the normal ones belong to the first."""
+    return (1 << (bits - 1 - mantissa_bits)) - 1
