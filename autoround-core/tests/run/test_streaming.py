@@ -2,6 +2,7 @@
 """A model that is read block by block and let go of gives the files of one that stays in memory."""
 
 import importlib
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from auto_round import AutoRound, hookimpl
+from auto_round.export.checkpoint import CheckpointExporter
 from auto_round.export.named import NamedCodes
 from auto_round.run.journal import Journal
 from auto_round.run.progress import SilentProgress
@@ -75,6 +77,39 @@ def test_any_number_of_workers(stored, write, architecture):
         for low in (False, True):
             files, _ = write(stored(architecture), workers=workers, low_cpu_mem_usage=low, **WAYS["rounded"])
             assert_equal_files(files, expected)
+
+
+@pytest.mark.parametrize(("threads", "workers", "each"), [(4, 2, 2), (5, 2, 2), (2, 3, 1), (3, 1, 3)])
+def test_workers_share_the_threads(stored, write, registry, monkeypatch, threads, workers, each):
+    met, data_type = set(), type(registry.data_type("steps"))
+    encode = data_type.encode
+
+    def noted(self, *args, **offers):
+        if threading.current_thread() is not threading.main_thread():  # which tries what formats do to a layer
+            met.add(torch.get_num_threads())
+        return encode(self, *args, **offers)
+
+    monkeypatch.setattr(data_type, "encode", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        write(stored("llama"), workers=workers, **WAYS["rounded"])
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert met == {each}
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_decoded_weights_are_held_for_a_model_that_stays(stored, write, monkeypatch, low):
+    """Where no model does, codes are all that waits to be written."""
+    seen = []
+    start = CheckpointExporter.add
+    monkeypatch.setattr(
+        CheckpointExporter, "add", lambda self, result: seen.append(result.decoded is None) or start(self, result)
+    )
+    write(stored("llama"), low_cpu_mem_usage=low, **WAYS["rounded"])
+    assert set(seen) == {low}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_moe", "mixtral"])

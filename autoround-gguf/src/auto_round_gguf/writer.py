@@ -73,7 +73,9 @@ class GGUFExporter:
         scheme = result.layer.scheme
         if isinstance(scheme, LayerScheme) and scheme.importance is not None:
             # Not the tensors: what was observed is small, and a model's weights are not.
-            self._importance.append((scheme.importance, dataclasses.replace(result, codes=None, weight=torch.empty(0))))
+            self._importance.append(
+                (scheme.importance, dataclasses.replace(result, codes=None, decoded=torch.empty(0)))
+            )
         kind = result.layer.data_type.block_type(scheme.bits)
         self._add_blocks(f"{result.layer.name}.weight", result.layer.shape, kind, code_bytes(result.codes, kind))
 

@@ -242,10 +242,10 @@ def _settle(file: Path) -> int:
 
 def _sum(file: Path) -> int:
     """CRC-32 of a file."""
-    total = 0
+    total, piece = 0, memoryview(bytearray(_PIECE))
     with file.open("rb", buffering=0) as stream:
-        while piece := stream.read(_PIECE):
-            total = zlib.crc32(piece, total)
+        while size := stream.readinto(piece):  # into the same memory again: new memory costs as much as reading
+            total = zlib.crc32(piece[:size], total)
     return total
 
 

@@ -110,8 +110,8 @@ def memory_needed(
     process = peak_memory() or 0
     if not flows:
         sets = sorted((sum(stored[n] for n in layer.shares or (layer.name,)) for layer in plan.quantized), reverse=True)
-        # A weight, its codes, what they decode to, and what a format packs them into.
-        return MemoryNeed(process, 0, 3 * sum(sets[: workers + 1]), 0)
+        # A weight and its codes, and of a layer at a time what they decode to or a format packs them into.
+        return MemoryNeed(process, 0, 2 * sum(sets[: workers + 1]), 0)
     weights: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
     for layer in plan.layers:

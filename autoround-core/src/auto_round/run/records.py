@@ -47,12 +47,22 @@ def to_record(result: BlockResult) -> tuple[dict[str, Any], dict[str, torch.Tens
     facts = {name: getattr(result, name) for name in _FACTS}
     facts |= {name: list(getattr(result, name)) for name in _LISTS}
     facts |= {"layers": layers, "caches": [cache.module for cache in result.caches]}
-    # Copies: layers may share a tensor, which no file could keep.
-    return facts, {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    return facts, _apart(tensors)
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, contiguous, and copies of those that share memory, which no file could keep."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        place = stored.untyped_storage().data_ptr()
+        found[name] = stored.clone() if place in seen else stored
+        seen.add(place)
+    return found
 
 
 def from_record(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], plan: Plan) -> BlockResult:
-    """The result again; weights are what the codes decode to."""
+    """The result again."""
     planned = {layer.name: layer for layer in plan.quantized}
     layers = [_layer(planned[told["name"]], told, _below(tensors, f"{n}.")) for n, told in enumerate(facts["layers"])]
     caches = [
@@ -84,7 +94,6 @@ def _layer(layer: LayerSpec, told: Mapping[str, Any], tensors: Mapping[str, torc
         stored = _below(tensors, "codes.")
         dtype, shape = getattr(torch, told["dtype"]), tuple(told["shape"])
         codes = Codes(layer.data_type.name, layer.scheme, shape, dtype, stored)
-        weight = layer.data_type.decode(codes)
     frozen = _below(tensors, "frozen.")
     latent = _latent(told["latent"], _below(tensors, "latent.")) if "latent" in told else None
     return LayerResult(layer, codes, weight, frozen, tensors.get("importance"), told["tokens"], told["error"], latent)

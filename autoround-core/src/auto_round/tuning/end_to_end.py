@@ -189,7 +189,7 @@ class _Layer(TunableLinear):
         self.check_weight()
         importance = None if given.importance is None else given.importance.to(self.original.device)
         error = None if given.error is None else relative_error(self.original, found.weight, importance)
-        return dataclasses.replace(given, codes=found.codes, weight=found.weight, error=error, latent=None)
+        return dataclasses.replace(given, codes=found.codes, decoded=found.decoded, error=error, latent=None)
 
 
 class _Loss:

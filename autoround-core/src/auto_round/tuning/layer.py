@@ -13,7 +13,8 @@ from torch import nn
 
 from auto_round.data_type.activation import INPUT_PREFIX, ActivationQuantizer, SharedInput
 from auto_round.data_type.codes import Codes
-from auto_round.data_type.grouping import group_count, group_shape, reshape_pad_tensor_by_group_size
+from auto_round.data_type.grouping import group_count, group_shape
+from auto_round.data_type.ranges import group_ranges
 from auto_round.data_type.results import ResultError, rounded_of
 from auto_round.data_type.untouched import check_untouched, writes_into
 from auto_round.model.finite import not_finite
@@ -82,13 +83,13 @@ class TunableLinear(nn.Module):
         # Always said, learnt or not: a function's own default need not be neutral.
         neutral = torch.ones(group_count(self.layer.shape, scheme.group_size), device=self.weight.device)
         offers |= {"v": 0.0, "min_scale": neutral, "max_scale": neutral}
-        if {"tensor_min", "tensor_max"} <= self._accepted:
-            # Of the original weight, which never changes: computed once and not at every step.
-            grouped, _, _ = reshape_pad_tensor_by_group_size(self.weight.float(), scheme.group_size)
-            dims = (-2, -1) if isinstance(scheme.group_size, tuple) else (-1,)
-            offers["tensor_min"] = grouped.amin(dims).clamp_(max=0)
-            offers["tensor_max"] = grouped.amax(dims).clamp_(min=0)
         return {name: value for name, value in offers.items() if name in self._accepted}
+
+    def tell_range(self) -> None:
+        """Find the range of each group of the original weight, which never changes, once and not at every step."""
+        if {"tensor_min", "tensor_max"} <= self._accepted:
+            low, high = group_ranges(self.weight, self.layer.scheme.group_size)
+            self.fixed |= {"tensor_min": low, "tensor_max": high}
 
     def freeze_activations(self, low: torch.Tensor, high: torch.Tensor) -> None:
         """Fix the scale of static activations, float32 scalars."""

@@ -74,6 +74,9 @@ def prepare(tunables: Mapping[str, TunableLinear], observer: InputObserver | Non
             tunable.share_with([tunables[n] for n in mates])
         elif tunable.activation is not None:
             tunable.activation = tunables[mates[0]].activation
+    if options.iters or options.e2e_iters or options.compensates:  # what is rounded once finds it by itself as fast
+        for tunable in tunables.values():
+            tunable.tell_range()
     if options.search:
         for name, tunable in tunables.items():
             tunable.search(observer.sums.get(name) if observer is not None else None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,12 +20,12 @@ __all__ = ["BlockResult", "CacheResult", "LayerResult"]
 
 @dataclass(frozen=True)
 class LayerResult:
-    """A finished layer.
+    """A finished layer; `weight`, [out_features, in_features] in the weight's dtype, is what runtimes compute with.
 
     Attributes:
         layer: what was planned for it.
         codes: its stored form, or None for a data type that has none.
-        weight: what the codes decode to, [out_features, in_features] in the weight's dtype.
+        decoded: `weight`, where it is in memory; None where codes are decoded when it is asked for.
         frozen: what its static activations were frozen to; codes have it too, under other names.
         importance: sum of squares of each input channel over calibration, float32 [in_features]; None if not observed.
         tokens: how many tokens of the calibration reached it, None if nobody looked.
@@ -35,12 +36,25 @@ class LayerResult:
 
     layer: LayerSpec
     codes: Codes | None
-    weight: torch.Tensor
+    decoded: torch.Tensor | None
     frozen: Mapping[str, torch.Tensor] = field(default_factory=dict)
     importance: torch.Tensor | None = None
     tokens: int | None = None
     error: float | None = None
     latent: Latent | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What the codes decode to, or the weight of a data type that has none."""
+        if self.decoded is not None:
+            return self.decoded
+        assert self.codes is not None
+        assert self.layer.data_type is not None
+        return self.layer.data_type.decode(self.codes)
+
+    def without_weight(self) -> LayerResult:
+        """The same in less memory, where there are codes."""
+        return self if self.codes is None else dataclasses.replace(self, decoded=None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,18 +62,32 @@ def round_sets(
     model.get_ready([layer.name for layers in sets for layer in layers], keep=keep)
     # In a forked process torch makes its pool of threads anew when it is first asked for, and fails where two threads
     # ask at once ("Invalid thread pool!", seen with 2.13). So this one asks before there are others.
-    torch.set_num_threads(torch.get_num_threads())
-    with ThreadPoolExecutor(workers) as pool:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with _threads_shared(threads, workers) as pool:
         for layers in sets:
             linears = model.linears([layer.name for layer in layers], keep=keep)
             # In a context like this one: a thread's own knows nothing of `kernels_compiled`.
-            round_these = partial(copy_context().run, round_layers, layers, linears, options, device)
+            rounding = partial(round_layers, layers, linears, options, device, keep=keep)
+            round_these = partial(copy_context().run, rounding)
             waiting.append((linears, pool.submit(round_these)))
             del linears
             if len(waiting) > workers:
                 yield _done(*waiting.popleft(), keep=keep)
         while waiting:
             yield _done(*waiting.popleft(), keep=keep)
+
+
+@contextmanager
+def _threads_shared(threads: int, workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers among whom torch's threads are divided: with all of them for each, they would wait for one another."""
+    try:
+        with ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(max(threads // workers, 1),)
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _done(linears: Mapping[str, Any], future: Future[BlockResult], *, keep: bool) -> BlockResult:
@@ -89,13 +104,22 @@ def round_layers(
     options: TuningOptions,
     device: torch.device,
     observer: Any = None,
+    *,
+    keep: bool = True,
 ) -> BlockResult:
-    """Quantize layers by themselves, from their weights and what was observed of their inputs, if anything was."""
+    """Quantize layers by themselves, from their weights and what was observed of their inputs, if anything was.
+
+    Args:
+        keep: the weights that codes decode to, for a model that will have them.
+    """
     start = time.monotonic()
     tunables = {s.name: TunableLinear(linears[s.name], s, linears[s.name].weight.dtype, device) for s in layers}
     prepare(tunables, observer, options)
     if options.e2e_iters:
         for tunable in tunables.values():
             tunable.make_learnable(options.enable_minmax_tuning)
-    finished = tuple(finish(tunable, observer, latent=options.e2e_iters > 0) for tunable in tunables.values())
-    return BlockResult(layers[0].block or "", finished, seconds=time.monotonic() - start)
+    finished = []
+    for tunable in tunables.values():
+        result = finish(tunable, observer, latent=options.e2e_iters > 0)
+        finished.append(result if keep else result.without_weight())
+    return BlockResult(layers[0].block or "", tuple(finished), seconds=time.monotonic() - start)
