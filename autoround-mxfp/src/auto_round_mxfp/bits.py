@@ -10,7 +10,12 @@ import sys
 
 import torch
 
+from auto_round.data_type.kernels import Room, chunks
+
 __all__ = ["pack_codes", "unpack_codes"]
+
+CHUNK = 1 << 18
+"""Words worked on at a time on a CPU, few enough to stay in its caches."""
 
 _SIX = ((0x3F, 0), (0x3F << 6, 2), (0x3F << 12, 4), (0x3F << 18, 6))
 """For each of four codes of six bits: where it lies in the stream, and how far that is from its byte."""
@@ -21,17 +26,28 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     _check_host()
     rows, count = codes.shape
     flat = codes.contiguous().reshape(-1)
-    if bits == 4:
-        pairs = flat.view(torch.int16)
-        return (pairs >> 4).bitwise_or_(pairs).to(torch.uint8).reshape(rows, count // 2)
+    if bits in (4, 2):
+        return _joined(flat, bits).reshape(rows, count * bits // 8)
     fours = flat.view(torch.int32)
-    if bits == 2:
-        low = (fours >> 6).bitwise_or_(fours).bitwise_and_(0x000F000F)
-        return (low >> 12).bitwise_or_(low).to(torch.uint8).reshape(rows, count // 4)
     stream = torch.zeros_like(fours)
     for mask, shift in _SIX:
         stream |= (fours >> shift) & mask
     return stream.view(torch.uint8).reshape(-1, 4)[:, :3].reshape(rows, count * 3 // 4)
+
+
+def _joined(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Two codes of four bits in each byte, or four of two, uint8 twice."""
+    words = codes.view(torch.int16 if bits == 4 else torch.int32)
+    out, room = torch.empty(words.shape, dtype=torch.uint8, device=codes.device), Room()
+    for part in chunks(words, CHUNK):
+        word = words[part]
+        joined = torch.bitwise_right_shift(word, 8 - bits, out=room.like(word, "joined", word.dtype)).bitwise_or_(word)
+        if bits == 2:
+            joined.bitwise_and_(0x000F000F)
+            further = torch.bitwise_right_shift(joined, 12, out=room.like(word, "further", word.dtype))
+            joined.bitwise_or_(further)
+        out[part] = joined  # its lowest byte
+    return out
 
 
 def unpack_codes(stream: torch.Tensor, bits: int) -> torch.Tensor:
