@@ -79,6 +79,7 @@ def test_chunks_have_about_so_many_numbers_and_compiled_code_takes_all(monkeypat
     assert list(chunks(tensor, 1)) == [slice(row, row + 1) for row in range(10)]
     assert list(chunks(tensor[:0], 25)) == []
     assert list(chunks(tensor.to("meta"), 25)) == [slice(0, 10)]
+    assert list(chunks(tensor[:0].to("meta"), 25)) == []
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert list(chunks(tensor, 25)) == [slice(0, 10)]
 
@@ -118,6 +119,30 @@ def test_a_compiled_kernel_gives_what_it_gives_as_it_stands():
             found, is_compiled = kernel(x, scale)
         assert is_compiled
         assert torch.equal(found, plain)
+
+
+@IGNORED
+@pytest.mark.slow
+def test_a_kernel_is_compiled_once_for_any_number_of_rows(monkeypatch):
+    compiler, forms = torch.compile, []
+
+    def as_traced(graph, _):
+        forms.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda kernel: compiler(kernel, backend=as_traced))
+
+    @compilable
+    def kernel(x, *, out):
+        for rows in chunks(x, 16):
+            torch.mul(x[rows], 2, out=out[rows])
+        return out
+
+    with kernels_compiled():
+        for rows in range(2, 20):  # torch leaves a kernel as it stands from its ninth form on
+            x = torch.randn(rows, 8)
+            assert torch.equal(kernel(x, out=torch.empty_like(x)), x * 2)
+    assert len(forms) == 1
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 2), (-6, 8), (-14, 15)])

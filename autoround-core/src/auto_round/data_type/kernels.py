@@ -38,8 +38,11 @@ def chunks(tensor: torch.Tensor, numbers: int) -> Iterator[slice]:
     They are of one size, the last a few rows less: a small rest would take as many calls as the others.
     """
     rows = tensor.shape[0]
-    whole = tensor.device.type != "cpu" or torch.compiler.is_compiling()
-    parts = 1 if whole else min(max(round(tensor.numel() / numbers), 1), max(rows, 1))
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        if rows:  # and no loop: compiled code would be for this number of rows alone
+            yield slice(0, rows)
+        return
+    parts = min(max(round(tensor.numel() / numbers), 1), max(rows, 1))
     step = max(-(-rows // parts), 1)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -68,9 +71,10 @@ def compilable(kernel: Callable[Given, Found]) -> Callable[Given, Found]:
     """Have a function compiled within `kernels_compiled`.
 
     Args:
-        kernel: of tensors that have one shape but for their first dimension, the same every time it is called, so that
-            it is compiled for two of them at most: groups, not the matrix that they are of. It learns nothing itself.
-            What it decides by the numbers in a tensor it must leave alone where `torch.compiler.is_compiling()`.
+        kernel: of tensors that have one shape but for their first dimension, the same every time it is called: groups,
+            not the matrix that they are of. It is compiled once for any number of rows, and for one alone. It learns
+            nothing itself. What it decides by the numbers in a tensor it must leave alone where
+            `torch.compiler.is_compiling()`.
     """
 
     @functools.cache
@@ -81,6 +85,10 @@ def compilable(kernel: Callable[Given, Found]) -> Callable[Given, Found]:
     def called(*args: Given.args, **named: Given.kwargs) -> Found:
         if torch.compiler.is_compiling() or not _wanted.get():  # part of another kernel, or left as it stands
             return kernel(*args, **named)
+        for given in (*args, *named.values()):
+            if isinstance(given, torch.Tensor) and given.ndim and given.shape[0] > 1:
+                # documented, underscore or not; untold, the first number of rows would get code of its own
+                torch._dynamo.maybe_mark_dynamic(given, 0)  # noqa: SLF001
         with torch.no_grad():
             return compiled()(*args, **named)
 
